@@ -1,0 +1,139 @@
+"""Frozen settings with units in their names. Checked when made; nothing here reads the environment."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from kpl_engine.errors import ConfigError
+
+__all__ = [
+    "DecodeConfig",
+    "EncoderConfig",
+    "EngineConfig",
+    "LabelMethod",
+    "MethodConfig",
+    "MethodName",
+    "ModeName",
+    "OtIters",
+    "Retrieval",
+    "SolverName",
+]
+
+MethodName = Literal["zeroshot", "proxy", "inmap", "kpl", "kpl_stream", "onzeta"]
+ModeName = Literal["batch", "frozen", "stream"]
+LabelMethod = Literal["softmax", "sinkhorn", "stable_greenkhorn", "stream"]
+Retrieval = Literal["mean", "per_image", "all"]
+SolverName = Literal["auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"]
+OtIters = int | Literal["converged"]
+
+
+def _require(ok: bool, owner: object, name: str, expected: str) -> None:
+    if not ok:
+        got = getattr(owner, name)
+        raise ConfigError(f"{type(owner).__name__}.{name}: expected {expected}, got {got!r}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The numbers of one method; the defaults are the published ones (method.md, letters).
+
+    ``tau_t`` and ``tau_i`` are softmax temperatures of text and image logits, ``alpha`` the
+    hardening threshold, ``gamma`` the class-prior exponent, ``lr`` the step size.
+    ``ot_iters`` is a number of steps or ``"converged"``. ``min_batch`` is the fewest images a
+    transductive answer is given for; ``None`` means four per class.
+    """
+
+    k: int = 8
+    retrieval: Retrieval = "mean"
+    tau_t: float = 0.01
+    tau_i: float = 0.04
+    alpha: float = 0.6
+    gamma: float = 0.0
+    lr: float = 10.0
+    proxy_iters: int = 2000
+    ot_iters: OtIters = 20
+    solver: SolverName = "auto"
+    min_batch: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("tau_t", "tau_i", "lr"):
+            value = getattr(self, name)
+            _require(_is_number(value) and 0 < value < float("inf"), self, name, "a number > 0")
+        _require(_is_number(self.alpha), self, "alpha", "a number")
+        _require(_is_number(self.gamma) and 0 <= self.gamma <= 1, self, "gamma", "a number from 0 to 1")
+        _require(type(self.k) is int and self.k >= 1, self, "k", "an integer >= 1")
+        _require(type(self.proxy_iters) is int and self.proxy_iters >= 0, self, "proxy_iters", "an integer >= 0")
+        _require(
+            self.ot_iters == "converged" or (type(self.ot_iters) is int and self.ot_iters >= 0),
+            self,
+            "ot_iters",
+            "an integer >= 0 or 'converged'",
+        )
+        _require(self.retrieval in ("mean", "per_image", "all"), self, "retrieval", "'mean', 'per_image' or 'all'")
+        _require(
+            self.solver in ("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"),
+            self,
+            "solver",
+            "'auto', 'schedule', 'schedule_dual', 'schedule_primal' or 'closed_form'",
+        )
+        _require(
+            self.min_batch is None or (type(self.min_batch) is int and self.min_batch >= 1),
+            self,
+            "min_batch",
+            "None or an integer >= 1",
+        )
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How ONNX Runtime runs the encoder.
+
+    ``num_threads`` 0 means one per core. ``allow_spinning`` keeps idle threads busy-waiting:
+    a little faster alone, 20-45 % slower for neighbours, hence off. ``batch_size`` is the most
+    images sent through the graph at once.
+    """
+
+    num_threads: int = 0
+    allow_spinning: bool = False
+    enable_arena: bool = True
+    graph_optimization: Literal["disable", "basic", "extended", "all"] = "all"
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        _require(type(self.num_threads) is int and self.num_threads >= 0, self, "num_threads", "an integer >= 0")
+        _require(type(self.batch_size) is int and self.batch_size >= 1, self, "batch_size", "an integer >= 1")
+        _require(
+            self.graph_optimization in ("disable", "basic", "extended", "all"),
+            self,
+            "graph_optimization",
+            "'disable', 'basic', 'extended' or 'all'",
+        )
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """Limits on one image file, checked before its pixels are decoded."""
+
+    max_file_bytes: int = 256 * 1024 * 1024
+    max_pixels: int = 50_000_000
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            _require(type(value) is int and value >= 1, self, field.name, "an integer >= 1")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything `Engine.load` may be told."""
+
+    method: MethodConfig = MethodConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decode: DecodeConfig = DecodeConfig()
