@@ -1,0 +1,139 @@
+"""``kpl-engine doctor``: what this machine has and what each back end is missing."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from kpl_engine import __version__
+from kpl_engine.cli.common import format_table, to_json
+
+__all__ = ["add_parser", "examine", "run"]
+
+_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "safetensors", "ftfy", "regex", "tokenizers")
+_EXPORT_PACKAGES = ("torch", "open_clip_torch", "onnx", "onnxscript", "transformers")
+_CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "amx_tile", "asimd", "asimddp", "sve")
+
+
+def add_parser(commands: Any) -> None:
+    """Register the command."""
+    parser = commands.add_parser(
+        "doctor",
+        help="what this machine has and what is missing",
+        description="Versions, providers, CPU features, GPU, and what is missing for each back end.",
+        epilog="example: kpl-engine doctor --json",
+    )
+    parser.add_argument("--json", action="store_true", help="print a record")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the findings; exit code 1 when the CPU back end cannot work."""
+    found = examine()
+    if args.json:
+        print(to_json(found))
+    else:
+        print(f"kpl-engine {found['kpl_engine']}, Python {found['python']}, {found['platform']}")
+        print(f"cpu: {found['cpu']['model']}, {found['cpu']['cores']} cores, {' '.join(found['cpu']['features'])}")
+        print(f"gpu: {found['gpu']}")
+        print(f"onnxruntime providers: {', '.join(found['providers']) or 'none'}")
+        packages = [[name, number or "not installed"] for name, number in found["packages"].items()]
+        print(f"\n{format_table(['package', 'version'], packages)}")
+        backends = [[b["name"], "ready" if b["ready"] else "missing", b["detail"]] for b in found["backends"]]
+        print(f"\n{format_table(['back end', 'state', 'detail'], backends)}")
+    return 0 if next(b for b in found["backends"] if b["name"] == "encoder: cpu")["ready"] else 1
+
+
+def examine() -> dict[str, Any]:
+    """Everything `run` prints, as plain data. Changes nothing and starts no back end."""
+    packages = {name: _version(name) for name in (*_PACKAGES, *_EXPORT_PACKAGES, "pydicom")}
+    providers = _providers()
+    gpu = _gpu()
+    return {
+        "kpl_engine": __version__,
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "platform": platform.platform(),
+        "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "features": _cpu_features()},
+        "gpu": gpu or "none found",
+        "providers": providers,
+        "packages": packages,
+        "backends": _backends(packages, providers, gpu),
+    }
+
+
+def _backends(packages: dict[str, str | None], providers: list[str], gpu: str | None) -> list[dict[str, Any]]:
+    absent = [name for name in _EXPORT_PACKAGES if packages[name] is None]
+    cuda_provider = "CUDAExecutionProvider" in providers
+    missing_cuda = "no NVIDIA driver found" if gpu is None else "" if cuda_provider else "needs onnxruntime-gpu"
+
+    def entry(name: str, ready: bool, detail: str) -> dict[str, Any]:
+        return {"name": name, "ready": ready, "detail": detail}
+
+    return [
+        entry("encoder: cpu", "CPUExecutionProvider" in providers, "ONNX Runtime CPU"),
+        entry("encoder: cuda", cuda_provider and gpu is not None, missing_cuda or "ONNX Runtime CUDA"),
+        entry("encoder: tensorrt", False, "not built into this version"),
+        entry("solver: cpu", True, "NumPy (the compiled core is not part of this version)"),
+        entry("solver: cuda", False, "not built into this version"),
+        _optional("tokenizer: Hugging Face", packages["tokenizers"], "tokenizers"),
+        _optional("images: DICOM", packages["pydicom"], "dicom"),
+        entry("export", not absent, f'missing {", ".join(absent)}: pip install "kpl-engine[export]"' if absent else ""),
+    ]
+
+
+def _optional(name: str, installed: str | None, extra: str) -> dict[str, Any]:
+    detail = "" if installed else f'pip install "kpl-engine[{extra}]"'
+    return {"name": name, "ready": installed is not None, "detail": detail}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _providers() -> list[str]:
+    try:
+        import onnxruntime
+    except ImportError:
+        return []
+    return list(onnxruntime.get_available_providers())
+
+
+def _cpu_info() -> dict[str, str]:
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return {}
+    pairs = (line.split(":", 1) for line in path.read_text(errors="replace").splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _cpu_model() -> str:
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_features() -> list[str]:
+    info = _cpu_info()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    return [flag for flag in _CPU_FLAGS if flag in flags]
+
+
+def _gpu() -> str | None:
+    """Name and driver of the NVIDIA GPUs, or ``None`` when there is no driver."""
+    if ctypes.util.find_library("cuda") is None and not Path("/proc/driver/nvidia/version").exists():
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return "NVIDIA driver present, nvidia-smi did not answer"
+    return "; ".join(done.stdout.split("\n")).strip("; ") or None

@@ -1,0 +1,419 @@
+"""`Engine`: images in, labels with probabilities and reasons out. The only file that knows encoder and solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kpl_engine.arrays import Bools, Float32, Ints, check_array
+from kpl_engine.bundle import Bundle
+from kpl_engine.config import EngineConfig, MethodConfig, MethodName, ModeName
+from kpl_engine.encoder.base import Encoder
+from kpl_engine.encoder.pipeline import EncodedImages, encode_stream
+from kpl_engine.encoder.select import load_encoder
+from kpl_engine.errors import ConfigError, ImageError, InputError, KnowledgeError
+from kpl_engine.knowledge import KnowledgeBase
+from kpl_engine.solver.base import Answer, FrozenProxies, Notice
+from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve_frozen
+
+__all__ = ["Classification", "Engine", "Evidence", "Failure"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One description that speaks for the label: its text and its cosine with the image."""
+
+    description: str
+    similarity: float
+    is_kept: bool  # one of the k descriptions that made the text proxy
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One image that could not be used: its position in the input, its name and why."""
+
+    index: int
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Answers in the order of the input, one entry per image, failed images included.
+
+    ``labels`` holds class names, ``None`` where the image failed (see ``failures``); there the row
+    of ``probabilities`` (n, c) and ``margins`` (n,) are NaN and ``class_indices`` is -1.
+    ``margins`` are the gap between the two largest probabilities. ``method`` and ``mode`` say what
+    was asked for, ``method_used`` what produced the answer (they differ when a guard stepped in,
+    which ``warnings`` explains). ``timings_ms`` holds wall milliseconds; read, decode and
+    preprocess run beside encode, so stages may add up to more than ``total``.
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    class_indices: Ints  # (n,)
+    probabilities: Float32  # (n, c)
+    margins: Float32  # (n,)
+    evidence: tuple[tuple[Evidence, ...], ...]
+    text_labels: tuple[str | None, ...]
+    text_probabilities: Float32  # (n, c)
+    knowledge: str
+    method: MethodName
+    method_used: MethodName
+    mode: ModeName
+    warnings: tuple[Notice, ...]
+    failures: tuple[Failure, ...]
+    timings_ms: Mapping[str, float]
+
+    @property
+    def is_ok(self) -> Bools:
+        """Which images were answered, (n,) bool."""
+        return self.class_indices >= 0
+
+
+class Engine:
+    """An encoder and its knowledge bases, ready to classify.
+
+    Safe to call from several threads, except in ``stream`` mode, whose state has an order.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        knowledge: Iterable[KnowledgeBase],
+        *,
+        frozen: Mapping[str, FrozenProxies] | None = None,
+        config: EngineConfig | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.config = config if config is not None else EngineConfig()
+        self._knowledge = {base.name: base for base in knowledge}
+        self._frozen = dict(frozen or {})
+        self._streams: dict[tuple[str, MethodName, MethodConfig], StreamSolver] = {}
+        for base in self._knowledge.values():
+            self._check_fits(base)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", config: EngineConfig | None = None) -> Engine:
+        """Open a bundle (folder or stored zip), verify every byte, start the encoder.
+
+        Parameters
+        ----------
+        path : path
+            A ``*.kpl`` bundle.
+        device : str
+            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. A device asked for by name never falls
+            back; ``auto`` may, and says so in ``notices``.
+        config : EngineConfig, optional
+
+        Raises
+        ------
+        BundleError
+            Missing, corrupt, unsafe or of an unknown version.
+        BackendUnavailableError
+            The device asked for by name is not there.
+        """
+        settings = config if config is not None else EngineConfig()
+        bundle = Bundle.open(path)
+        bases = [_read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
+        frozen = {name: _read_frozen(bundle, name) for name in bundle.manifest.get("proxies", {})}
+        encoder = load_encoder(bundle, device, settings.encoder)
+        return cls(encoder, bases, frozen=frozen, config=settings)
+
+    @property
+    def knowledge_names(self) -> tuple[str, ...]:
+        """Names of the knowledge bases, in the order of the bundle."""
+        return tuple(self._knowledge)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What `load` decided on its own, for example the device that ``auto`` chose."""
+        return tuple(getattr(self.encoder, "notices", ()))
+
+    def knowledge(self, name: str | None = None) -> KnowledgeBase:
+        """One knowledge base; ``None`` means the only one. Raises `KnowledgeError` naming the choices."""
+        if name is None and len(self._knowledge) == 1:
+            return next(iter(self._knowledge.values()))
+        if name is None or name not in self._knowledge:
+            have = ", ".join(self._knowledge) or "none: add one with `kpl-engine knowledge build`"
+            asked = "which knowledge base?" if name is None else f"no knowledge base {name!r}"
+            raise KnowledgeError(f"{asked} expected one of the bundle's ({have})")
+        return self._knowledge[name]
+
+    def encode(self, images: Any, *, progress: Progress | None = None) -> EncodedImages:
+        """Decode, preprocess and encode; a bad image lands in ``failures`` and the rest go on.
+
+        ``images``: a sequence of paths, bytes, PIL images or (h, w, 3) uint8 arrays, or one
+        (n, h, w, 3) uint8 array.
+        """
+        return encode_stream(_as_sources(images), self.encoder, self.config.decode, progress=progress)
+
+    def classify(
+        self,
+        images: Any = None,
+        method: MethodName | None = None,
+        mode: ModeName = "batch",
+        *,
+        features: npt.ArrayLike | None = None,
+        knowledge: str | None = None,
+        prior: npt.ArrayLike | None = None,
+        settings: MethodConfig | None = None,
+        top_evidence: int = 2,
+        progress: Progress | None = None,
+    ) -> Classification:
+        """Classify images against one knowledge base.
+
+        Parameters
+        ----------
+        images
+            As for `encode`. Give either ``images`` or ``features``.
+        method : str, optional
+            One of method.md section 4; the default is ``"kpl"``, in ``frozen`` mode what was fitted,
+            in ``stream`` mode ``"kpl_stream"``.
+        mode : str
+            ``"batch"`` adapts to the images of this call, ``"frozen"`` answers each image alone with
+            proxies from `fit`, ``"stream"`` adapts to all images seen by this engine so far.
+        features : (n, d) array, optional
+            Unit-norm image features computed before.
+        knowledge : str, optional
+            Name of the knowledge base; may be left out when there is one.
+        prior : (c,) array, optional
+            Known class shares, used instead of uniform ones by ``inmap``, ``kpl``, ``kpl_stream``.
+        settings : MethodConfig, optional
+        top_evidence : int
+            Descriptions returned per image.
+
+        Raises
+        ------
+        InputError
+            Unknown method, mode or knowledge base, no images, features of another width. One bad
+            image does not raise: it stands in ``failures``.
+        """
+        base = self.knowledge(knowledge)
+        started = perf_counter()
+        encoded = self._encoded(images, features, progress)
+        result = self._answer(base, encoded, method, mode, prior, settings, top_evidence)
+        timings = dict(result.timings_ms)
+        timings["total"] = (perf_counter() - started) * 1e3
+        return replace(result, timings_ms=timings)
+
+    def classify_each(
+        self, images: Any, knowledge: Sequence[str] | None = None, **options: Any
+    ) -> dict[str, Classification]:
+        """Classify the same images against several knowledge bases; they are encoded once."""
+        names = self.knowledge_names if knowledge is None else tuple(knowledge)
+        bases = [self.knowledge(name) for name in names]
+        encoded = self._encoded(images, None, options.pop("progress", None))
+        call = {"method": None, "mode": "batch", "prior": None, "settings": None, "top_evidence": 2, **options}
+        return {base.name: self._answer(base, encoded, **call) for base in bases}
+
+    def fit(
+        self,
+        images: Any = None,
+        method: MethodName = "kpl",
+        *,
+        features: npt.ArrayLike | None = None,
+        knowledge: str | None = None,
+        prior: npt.ArrayLike | None = None,
+        settings: MethodConfig | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[FrozenProxies, Classification]:
+        """Learn proxies from unlabelled images and keep them for ``mode="frozen"``.
+
+        Returns the proxies and the answers for the images they were learned from.
+        Raises `InputError` when there are too few usable images to learn from.
+        """
+        base = self.knowledge(knowledge)
+        encoded = self._encoded(images, features, progress)
+        chosen = _check_choice("method", method, METHODS)
+        answer = solve(encoded.features, base, chosen, settings or self.config.method, prior)
+        if answer.method_used != chosen:
+            reasons = " ".join(notice.message for notice in answer.warnings)
+            raise InputError(f"cannot fit {chosen!r} on {len(encoded.features)} images: {reasons}")
+        frozen = freeze(answer)
+        self._frozen[base.name] = frozen
+        return frozen, _assemble(base, encoded, answer, chosen, "batch", 2)
+
+    def frozen_proxies(self, knowledge: str | None = None) -> FrozenProxies | None:
+        """The fitted proxies of a knowledge base, or ``None``."""
+        return self._frozen.get(self.knowledge(knowledge).name)
+
+    def close(self) -> None:
+        """Free the encoder."""
+        self.encoder.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_fits(self, base: KnowledgeBase) -> None:
+        width = base.embeddings.shape[1]
+        if width != self.encoder.embed_dim:
+            raise KnowledgeError(
+                f"knowledge base {base.name!r}: expected embeddings of width {self.encoder.embed_dim}, that of "
+                f"encoder {self.encoder.name!r}, got {width}; build it again with this encoder"
+            )
+
+    def _encoded(self, images: Any, features: npt.ArrayLike | None, progress: Progress | None) -> EncodedImages:
+        if (images is None) == (features is None):
+            raise InputError("expected either images or features, got " + ("neither" if images is None else "both"))
+        if features is None:
+            encoded = self.encode(images, progress=progress)
+        else:
+            encoded = EncodedImages.from_features(check_array("features", features, ("n", self.encoder.embed_dim)))
+        if len(encoded.names) == 0:
+            raise InputError("expected at least one image, got none")
+        return encoded
+
+    def _answer(
+        self,
+        base: KnowledgeBase,
+        encoded: EncodedImages,
+        method: MethodName | None,
+        mode: ModeName,
+        prior: npt.ArrayLike | None,
+        settings: MethodConfig | None,
+        top_evidence: int,
+    ) -> Classification:
+        _check_choice("mode", mode, ("batch", "frozen", "stream"))
+        frozen = self._frozen.get(base.name)
+        if mode == "frozen" and frozen is None:
+            raise InputError(
+                f"mode 'frozen' needs proxies fitted for {base.name!r}, and there are none; "
+                "fit them on unlabelled images with `kpl-engine fit` or Engine.fit"
+            )
+        default: MethodName = {"batch": "kpl", "frozen": frozen.method if frozen else "kpl", "stream": "kpl_stream"}[
+            mode
+        ]
+        chosen = _check_choice("method", method or default, METHODS)
+        if len(encoded.features) == 0:
+            return _assemble(base, encoded, None, chosen, mode, top_evidence)
+        config = settings or self.config.method
+        if mode == "batch":
+            answer = solve(encoded.features, base, chosen, config, prior)
+        elif mode == "stream":
+            answer = self._stream(base, chosen, config, prior).answer(encoded.features)
+        else:
+            answer = _answer_frozen(encoded.features, frozen, chosen, prior)
+        return _assemble(base, encoded, answer, chosen, mode, top_evidence)
+
+    def _stream(
+        self, base: KnowledgeBase, method: MethodName, config: MethodConfig, prior: npt.ArrayLike | None
+    ) -> StreamSolver:
+        key = (base.name, method, config)
+        if key not in self._streams:
+            self._streams[key] = StreamSolver(base, method, config, prior)
+        return self._streams[key]
+
+
+def _answer_frozen(
+    features: Float32, frozen: FrozenProxies | None, method: MethodName, prior: npt.ArrayLike | None
+) -> Answer:
+    if frozen is None:
+        raise InputError("no frozen proxies")
+    if method != frozen.method:
+        raise InputError(
+            f"mode 'frozen' holds proxies fitted with {frozen.method!r}, got method {method!r}; "
+            f"leave the method out or fit again with --method {method}"
+        )
+    if prior is not None:
+        raise InputError("a prior changes what is learned: give it to fit, not to classify in mode 'frozen'")
+    return solve_frozen(features, frozen)
+
+
+def _check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
+    if value not in tuple(choices):
+        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def _read_knowledge(bundle: Bundle, name: str) -> KnowledgeBase:
+    tensors, metadata = bundle.tensors(bundle.manifest["knowledge"][name]["file"])
+    return KnowledgeBase.from_tensors(tensors, metadata)
+
+
+def _read_frozen(bundle: Bundle, name: str) -> FrozenProxies:
+    tensors, metadata = bundle.tensors(bundle.manifest["proxies"][name]["file"])
+    return FrozenProxies.from_tensors(tensors, metadata)
+
+
+def _as_sources(images: Any) -> Sequence[Any]:
+    if isinstance(images, (str, Path, bytes)):
+        raise InputError(
+            f"images: expected a sequence of images, got one {type(images).__name__}; put it in a list: [image]"
+        )
+    if isinstance(images, np.ndarray) and (images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8):
+        raise ImageError(f"images: expected shape (n, h, w, 3) and uint8, got {images.shape} and {images.dtype}")
+    return images if isinstance(images, (Sequence, np.ndarray)) else list(images)
+
+
+def _assemble(
+    base: KnowledgeBase,
+    encoded: EncodedImages,
+    answer: Answer | None,
+    method: MethodName,
+    mode: ModeName,
+    top_evidence: int,
+) -> Classification:
+    """Spread the answers of the usable images over the positions of the input."""
+    n, c = len(encoded.names), len(base.classes)
+    indices = np.full(n, -1, dtype=np.int64)
+    text_indices = np.full(n, -1, dtype=np.int64)
+    probabilities = np.full((n, c), np.nan, dtype=np.float32)
+    text_probabilities = np.full((n, c), np.nan, dtype=np.float32)
+    margins = np.full(n, np.nan, dtype=np.float32)
+    evidence: list[tuple[Evidence, ...]] = [()] * n
+    if answer is not None:
+        ok = encoded.ok_index
+        indices[ok], text_indices[ok] = answer.labels, answer.text_labels
+        probabilities[ok], text_probabilities[ok] = answer.probabilities, answer.text_probabilities
+        margins[ok] = answer.margins
+        for position, found in zip(ok, _find_evidence(encoded.features, base, answer, top_evidence), strict=True):
+            evidence[int(position)] = found
+    names = (None, *base.classes)  # index -1 + 1 is the failed image
+    return Classification(
+        classes=base.classes,
+        names=tuple(encoded.names),
+        labels=tuple(names[i + 1] for i in indices),
+        class_indices=indices,
+        probabilities=probabilities,
+        margins=margins,
+        evidence=tuple(evidence),
+        text_labels=tuple(names[i + 1] for i in text_indices),
+        text_probabilities=text_probabilities,
+        knowledge=base.name,
+        method=method,
+        method_used=answer.method_used if answer is not None else method,
+        mode=mode,
+        warnings=tuple(encoded.notices) + (answer.warnings if answer is not None else ()),
+        failures=tuple(Failure(i, name, str(error)) for i, name, error in encoded.failures),
+        timings_ms={**encoded.timings_ms, **(answer.timings_ms if answer is not None else {})},
+    )
+
+
+def _find_evidence(features: Float32, base: KnowledgeBase, answer: Answer, top: int) -> list[tuple[Evidence, ...]]:
+    """For each image the ``top`` descriptions of its class with the largest cosine, best first."""
+    found: list[tuple[Evidence, ...]] = [()] * len(features)
+    for j in np.unique(answer.labels):
+        rows = np.flatnonzero(answer.labels == j)
+        cosines = features[rows] @ base.class_embeddings(int(j)).T  # (rows, m) float32
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+        kept = set(answer.text_proxies.kept[j].tolist())
+        texts = base.descriptions[j]
+        for row, order, values in zip(rows, best, cosines, strict=True):
+            found[row] = tuple(Evidence(texts[i], float(values[i]), int(i) in kept) for i in order)
+    return found
