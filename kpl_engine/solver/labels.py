@@ -1,0 +1,180 @@
+"""Pseudo labels from similarities: softmax, Sinkhorn, greedy Sinkhorn, column-normalised (method.md 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kpl_engine.arrays import Float64, Floats, check_array
+from kpl_engine.config import LabelMethod, OtIters
+from kpl_engine.errors import ConfigError, ShapeError
+from kpl_engine.solver.greenkhorn import greenkhorn
+from kpl_engine.solver.softmax import check_rows, log_softmax
+
+__all__ = ["column_targets", "refine_labels", "resolve_prior"]
+
+_MAX_SWEEPS = 5000  # a plan at tau_t = 0.01 needs tens to hundreds; the cap only bounds infeasible input
+_PLAN_TOLERANCE = 1e-9  # relative column error of a "converged" plan; far below float32
+
+
+def refine_labels(
+    similarities: npt.ArrayLike,
+    method: LabelMethod = "stable_greenkhorn",
+    tau_t: float = 0.01,
+    gamma: float = 0.0,
+    iters: OtIters = 20,
+    prior: npt.ArrayLike | None = None,
+) -> Floats:
+    """Turn cosine similarities into pseudo labels.
+
+    With ``p = softmax(S / tau_t)`` and column sums ``s_j = Σ_i p_ij``:
+
+    ========================  ==================================================================
+    ``softmax``               p. Rows sum to 1.
+    ``sinkhorn``              InMaP: from p/n, ``iters`` sweeps of columns to ``q_j`` then rows to
+                              ``1/n``; times n. Rows sum to 1.
+    ``stable_greenkhorn``     KPL as published: from p (mass n), ``iters`` greedy steps, each
+                              moving the one column or row that is furthest from ``q_j`` or
+                              ``1/n``; no final rescaling. Not a transport plan: with
+                              c <= iters the entries end at about 1/n and the mass at about 1.
+    ``stream``                ``q_j p_ij / s_j`` (method.md 3d). Columns sum to ``q_j``.
+    ========================  ==================================================================
+
+    Targets are ``q_j = 1/c``; with ``gamma > 0``, ``q_j ∝ s_j^gamma``; with ``prior``, the prior.
+
+    Parameters
+    ----------
+    similarities : (n, c) array_like
+        Real numbers. -inf marks an impossible class, a row of only -inf is uniform, +inf entries
+        share the mass of their row.
+    method : {"softmax", "sinkhorn", "stable_greenkhorn", "stream"}
+    tau_t : float
+        Temperature, > 0.
+    gamma : float
+        Class-prior exponent, 0 to 1.
+    iters : int or "converged"
+        Sweeps or greedy steps. ``"converged"`` gives the transport plan that both `sinkhorn` and
+        `stable_greenkhorn` tend to, with rows rescaled to 1: another result than 20 steps, and
+        what `stable_greenkhorn` should be given when c > 20.
+    prior : (c,) array_like, optional
+        Expected class shares; scaled to sum to 1. Zeros are allowed and forbid a class. It
+        replaces ``gamma``, so giving both is an error.
+
+    Returns
+    -------
+    (n, c) float32, or float64 when ``similarities`` is float64. Never NaN.
+
+    Raises
+    ------
+    ShapeError
+        NaN (the rows are named), an empty array, or a prior of the wrong length or content.
+    ConfigError
+        An option out of range.
+
+    Notes
+    -----
+    Everything is computed in float64. A class that is impossible for every image keeps mass 0
+    whatever its target. Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231; greedy Sinkhorn,
+    arXiv 1705.09634.
+    """
+    _check_options(method, tau_t, gamma, iters)
+    given = np.asarray(similarities)
+    values = check_array("similarities", given, ("n", "c"), np.float64, finite=False)
+    if 0 in values.shape:
+        raise ShapeError(f"similarities: expected at least one image and one class, got shape {values.shape}")
+    check_rows("similarities", values, finite=False)
+    logs = log_softmax(values, tau_t)  # (n, c) float64
+    if method == "softmax":
+        labels = np.exp(logs)
+    else:
+        targets = column_targets(np.exp(logs).sum(axis=0), gamma, resolve_prior(prior, values.shape[1], gamma))
+        labels = _balanced(logs, method, targets, iters)
+    return labels.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
+
+
+def resolve_prior(prior: npt.ArrayLike | None, num_classes: int, gamma: float = 0.0) -> Float64 | None:
+    """Prior as (c,) float64 summing to 1, or None; `ShapeError` when it cannot be one."""
+    if prior is None:
+        return None
+    if gamma > 0:
+        raise ConfigError(f"prior and gamma = {gamma}: expected one of them, got both; a prior needs gamma = 0")
+    shares: Float64 = check_array("prior", prior, (num_classes,), np.float64)
+    if (shares < 0).any() or not 0 < shares.sum() < np.inf:
+        raise ShapeError(
+            f"prior: expected {num_classes} shares >= 0 with a sum above 0, got {shares.tolist()}; "
+            "give the expected share of each class"
+        )
+    return np.asarray(shares / shares.sum(), dtype=np.float64)
+
+
+def column_targets(sums: Float64, gamma: float, prior: Float64 | None) -> Float64:
+    """Target mass of each column, summing to 1: the prior, ``∝ s_j^gamma``, or ``1/c``."""
+    if prior is not None:
+        return prior
+    if gamma > 0:
+        powers = sums**gamma  # (c,) float64; 0 stays 0, an impossible class gets nothing
+        return np.asarray(powers / powers.sum(), dtype=np.float64)
+    return np.full(len(sums), 1.0 / len(sums))
+
+
+def _check_options(method: str, tau_t: float, gamma: float, iters: Any) -> None:
+    if method not in ("softmax", "sinkhorn", "stable_greenkhorn", "stream"):
+        raise ConfigError(f"method: expected 'softmax', 'sinkhorn', 'stable_greenkhorn' or 'stream', got {method!r}")
+    if not 0 < tau_t < np.inf:
+        raise ConfigError(f"tau_t: expected a number > 0, got {tau_t!r}")
+    if not 0 <= gamma <= 1:
+        raise ConfigError(f"gamma: expected a number from 0 to 1, got {gamma!r}")
+    is_count = isinstance(iters, (int, np.integer)) and not isinstance(iters, bool) and iters >= 0
+    if iters != "converged" and not is_count:
+        raise ConfigError(f"iters: expected an integer >= 0 or 'converged', got {iters!r}")
+
+
+def _balanced(logs: Float64, method: LabelMethod, targets: Float64, iters: OtIters) -> Float64:
+    if method == "stream":
+        labels = np.exp(logs)
+        return labels * _ratio(targets, labels.sum(axis=0))
+    if iters == "converged":
+        return _converged_plan(np.exp(logs), targets)
+    if method == "sinkhorn":
+        return _sinkhorn(np.exp(logs), targets, iters)
+    return greenkhorn(logs, targets, iters)
+
+
+def _ratio(wanted: Floats | float, got: Float64) -> Float64:
+    """``wanted / got`` with 0 where nothing can be scaled."""
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.where(got > 0, wanted / np.where(got > 0, got, 1.0), 0.0)
+
+
+def _sinkhorn(labels: Float64, targets: Float64, iters: int) -> Float64:
+    n = len(labels)
+    labels = labels / n
+    for _ in range(iters):
+        labels = labels * _ratio(targets, labels.sum(axis=0))
+        labels = labels * _ratio(1.0 / n, labels.sum(axis=1))[:, None]
+    return _filled(labels * n, targets)
+
+
+def _converged_plan(labels: Float64, targets: Float64) -> Float64:
+    n = len(labels)
+    rows = np.ones(n)  # (n,) float64 row potentials
+    columns = np.ones(len(targets))  # (c,) float64 column potentials
+    for _ in range(_MAX_SWEEPS):
+        sums = rows @ labels
+        reachable = (sums > 0) & (targets > 0)
+        error = np.abs(columns * sums / n - targets)[reachable] / targets[reachable]
+        columns = _ratio(targets * n, sums)
+        rows = _ratio(1.0, labels @ columns)
+        if error.size == 0 or error.max() < _PLAN_TOLERANCE:
+            break
+    plan = labels * columns * rows[:, None]
+    return _filled(plan * _ratio(1.0, plan.sum(axis=1))[:, None], targets)
+
+
+def _filled(labels: Float64, targets: Float64) -> Float64:
+    """Rows left without mass (all of it lay in forbidden classes) get the column targets."""
+    empty = labels.sum(axis=1) == 0
+    labels[empty] = targets
+    return labels

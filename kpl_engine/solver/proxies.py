@@ -1,0 +1,213 @@
+"""`learn_proxies`: from features, text proxies and pseudo labels to vision proxies (method.md 3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kpl_engine.arrays import Bools, Float32, Float64, Floats, check_array
+from kpl_engine.config import SolverName
+from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, SolverError
+from kpl_engine.solver.base import Notice, Solution, as_float32
+from kpl_engine.solver.closed_form import ClosedForm, regime_fault, schedule_fault, solve_closed_form
+from kpl_engine.solver.schedule import ScheduleRun, choose_form, run_dual, run_primal
+from kpl_engine.solver.text_proxy import check_features
+
+__all__ = ["discriminants_of", "harden", "learn_proxies", "rounding_decides"]
+
+
+def learn_proxies(
+    features: npt.ArrayLike,
+    text_proxies: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    lr: float = 10.0,
+    iters: int = 2000,
+    tau_i: float = 0.04,
+    alpha: float = 0.6,
+    solver: SolverName = "auto",
+    device: str = "cpu",
+) -> Solution:
+    """Learn one vision proxy per class from pseudo labels.
+
+    The published schedule: ``W = T``; label rows whose maximum exceeds ``alpha`` become one-hot
+    (on a copy); then ``iters`` times ``G = Xᵀ(softmax(X W / tau_i) - P)``, ``lr`` halves if ‖G‖_F
+    grew, ``W <- unit columns of W - lr/(n tau_i) G``.
+
+    Parameters
+    ----------
+    features : (n, d) array_like
+        Unit rows, finite. Zero rows are allowed and inform nothing.
+    text_proxies : (d, c) array_like
+        Start of ``W``.
+    labels : (n, c) array_like
+        Pseudo labels >= 0, see `refine_labels`.
+    lr, iters, tau_i, alpha : numbers
+        The schedule; published defaults. ``iters = 0`` returns the text proxies.
+    solver : {"auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"}
+        ``schedule`` takes the cheaper of its two exact forms. ``closed_form`` computes the fixed
+        point of the schedule directly where that exists (`closed_form.py`). ``auto`` uses it when
+        its condition holds and the asked steps would reach it, else the schedule, and says so in
+        ``warnings``.
+    device : {"cpu", "auto"}
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    ShapeError
+        Wrong shapes, NaN or infinite values, negative labels.
+    ConfigError
+        An option out of range.
+    SolverError
+        ``solver="closed_form"`` where it does not hold.
+    BackendUnavailableError
+        A device that this build does not have.
+
+    Notes
+    -----
+    All arithmetic is float64 on the given values; the results are rounded to float32 once.
+    Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231.
+    """
+    _check_options(lr, iters, tau_i, alpha, solver)
+    if device not in ("cpu", "auto"):
+        raise BackendUnavailableError(
+            f"device: expected 'cpu' or 'auto', got {device!r}; proxies are learned on the CPU in this version"
+        )
+    X, T, P = _check_arrays(features, text_proxies, labels)
+    P, num_hardened = harden(P, alpha)
+    if solver not in ("auto", "closed_form"):
+        return _from_schedule(_run(X, T, P, lr, iters, tau_i, solver), X, P, iters)
+    fault = regime_fault(X, P, num_hardened)
+    if not fault and solver == "auto":
+        fault = schedule_fault(X, P.shape[1], lr, iters, tau_i)
+    if not fault:
+        found = solve_closed_form(X, P, tau_i)
+        if not found.fault:
+            return _from_closed_form(found, X, P)
+        fault = found.fault
+    if solver == "closed_form":
+        raise SolverError(f"closed_form does not hold here: {fault}; use solver='schedule' or 'auto'")
+    notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
+    return _from_schedule(_run(X, T, P, lr, iters, tau_i, "schedule"), X, P, iters, notice)
+
+
+def harden(labels: Float64, alpha: float) -> tuple[Float64, int]:
+    """Copy of ``labels`` with rows above ``alpha`` one-hot (first maximum), and their number."""
+    rows = np.flatnonzero(labels.max(axis=1) > alpha)
+    hardened = labels.copy()  # (n, c) float64
+    hardened[rows] = 0.0
+    hardened[rows, labels[rows].argmax(axis=1)] = 1.0
+    return hardened, len(rows)
+
+
+def discriminants_of(W: Float64, n: int, mass: float) -> Float64:
+    """``(W - mean_j W) n / mass``, (d, c) float64: the part of W that tells classes apart.
+
+    A shift common to all classes changes no label and no probability, so for labels of mass n
+    (softmax, sinkhorn) ``softmax(X discriminants / tau_i)`` is ``softmax(X W / tau_i)``. For the
+    published labels (mass about 1) the differences are ``e_j = (c tau_i / n)(S + tau_i mu I)^-1 D_j``
+    (`closed_form.py`), and the factor n undoes the 1/n: the logits become
+    ``c xᵀ (S + tau_i mu I)^-1 D_j``, the posterior of a linear discriminant analysis on the pseudo
+    labels, up to the class bias. W must be float64: in float32 the differences are rounding.
+    """
+    return np.asarray((W - W.mean(axis=1, keepdims=True)) * (n / mass if mass > 0 else 1.0), dtype=np.float64)
+
+
+def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bools:
+    """Rows whose best two classes are closer than the rounding of a float32 feature can move them.
+
+    A feature is known to half an ulp, relative 6e-8 per entry; the two scores then differ by up to
+    ``6e-8 · ‖x‖ · ‖D_a - D_b‖``. Twice that is the bound used here. Exact ties are included.
+    """
+    if scores.shape[1] == 1:
+        return np.zeros(len(scores), dtype=np.bool_)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :2]  # (n, 2)
+    top = np.take_along_axis(scores, order, axis=1)
+    apart = discriminants[:, order[:, 0]] - discriminants[:, order[:, 1]]  # (d, n)
+    reach = np.linalg.norm(X, axis=1) * np.linalg.norm(apart, axis=0)
+    return np.asarray(top[:, 0] - top[:, 1] <= np.finfo(np.float32).eps * reach, dtype=np.bool_)
+
+
+def _check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
+    for name, value in (("lr", lr), ("tau_i", tau_i)):
+        if not 0 < value < np.inf:
+            raise ConfigError(f"{name}: expected a number > 0, got {value!r}")
+    if np.isnan(alpha):
+        raise ConfigError("alpha: expected a number, got NaN")
+    if isinstance(iters, bool) or not isinstance(iters, (int, np.integer)) or iters < 0:
+        raise ConfigError(f"iters: expected an integer >= 0, got {iters!r}")
+    names = ("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form")
+    if solver not in names:
+        raise ConfigError(f"solver: expected one of {list(names)}, got {solver!r}")
+
+
+def _check_arrays(
+    features: npt.ArrayLike, text_proxies: npt.ArrayLike, labels: npt.ArrayLike
+) -> tuple[Float32, Float32, Float64]:
+    X = check_features(features)
+    T = check_array("text_proxies", text_proxies, (X.shape[1], "c"))
+    if T.shape[1] == 0:
+        raise ShapeError(f"text_proxies: expected at least one class, got shape {T.shape}")
+    P = check_array("labels", labels, (len(X), T.shape[1]), np.float64)
+    if (P < 0).any():
+        raise ShapeError(f"labels: expected numbers >= 0, got a smallest of {P.min():g}; see refine_labels")
+    return X, T, P
+
+
+def _run(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, solver: SolverName) -> ScheduleRun:
+    form = {"schedule_dual": "dual", "schedule_primal": "primal"}.get(solver)
+    if (form or choose_form(len(X), X.shape[1], P.shape[1], iters)) == "dual":
+        return run_dual(X, T, P, lr, iters, tau_i)
+    return run_primal(X, T, P, lr, iters, tau_i)
+
+
+def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, notice: Notice | None = None) -> Solution:
+    notices = [notice] if notice else []
+    if not run.converged and iters > 0:
+        notices.append(
+            Notice(
+                "not_converged",
+                f"the gradient norm still moved after {run.iterations} steps; raise iters or lower lr",
+            )
+        )
+    D = discriminants_of(run.W, len(X), float(P.sum()))
+    scores = np.asarray(X, dtype=np.float64) @ D  # (n, c) float64
+    return Solution(
+        proxies=as_float32(run.W),
+        logits=as_float32(run.Z),
+        iterations=run.iterations,
+        converged=run.converged,
+        solver="schedule",
+        form=run.form,
+        halvings=run.halvings,
+        residual=run.gradient_norm,
+        discriminants=as_float32(D),
+        scores=as_float32(scores),
+        labels=scores.argmax(axis=1).astype(np.int64),
+        decided_by_rounding=rounding_decides(X, D, scores),
+        warnings=tuple(notices),
+    )
+
+
+def _from_closed_form(found: ClosedForm, X: Floats, P: Float64) -> Solution:
+    wide = np.asarray(X, dtype=np.float64)
+    D = discriminants_of(found.W, len(X), float(P.sum()))
+    scores = wide @ D  # (n, c) float64
+    return Solution(
+        proxies=as_float32(found.W),
+        logits=as_float32(wide @ found.W),
+        iterations=found.corrections,
+        converged=True,
+        solver="closed_form",
+        form="closed_form",
+        halvings=0,
+        residual=found.residual,
+        discriminants=as_float32(D),
+        scores=as_float32(scores),
+        labels=scores.argmax(axis=1).astype(np.int64),
+        decided_by_rounding=rounding_decides(X, D, scores),
+    )
