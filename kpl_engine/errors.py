@@ -8,6 +8,7 @@
     │   ├── KnowledgeError             a knowledge file or knowledge base is unusable
     │   └── TextTooLongError           a text does not fit the encoder's context
     ├── BundleError                    a bundle on disk cannot be used
+    │   ├── BundleChangedError         another writer replaced it meanwhile
     │   ├── BundleCorruptError         bytes differ from what the manifest promises
     │   ├── BundleVersionError         written by a format this version does not read
     │   └── BundlePathError            a path that leaves the bundle, or a link in it
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 __all__ = [
     "BackendUnavailableError",
+    "BundleChangedError",
     "BundleCorruptError",
     "BundleError",
     "BundlePathError",
@@ -85,6 +87,12 @@ class BundleError(KplError):
     """A bundle on disk cannot be used."""
 
     exit_code = 2
+
+
+class BundleChangedError(BundleError):
+    """Another program replaced the bundle while a new one was made from it; run again."""
+
+    exit_code = 1
 
 
 class BundleCorruptError(BundleError):
