@@ -1,0 +1,219 @@
+"""The engine on the fake encoder: what every caller relies on."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kpl_engine.config import MethodConfig
+from kpl_engine.engine import Engine
+from kpl_engine.errors import ConfigError, ImageError, InputError, KnowledgeError, KplError, ShapeError
+from kpl_engine.solver.select import METHODS
+
+
+def as_png(pixels):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_answers_every_image(engine, images, method):
+    result = engine.classify(images, method)
+    assert result.method == method
+    assert set(result.labels) <= {"normal", "nodule", "effusion"}
+    assert len(result.labels) == len(result.evidence) == 40
+    np.testing.assert_allclose(result.probabilities.sum(axis=1), 1.0, atol=1e-5)
+    assert (result.margins >= 0).all()
+    assert result.is_ok.all()
+    top = result.probabilities[np.arange(40), result.class_indices]
+    assert (top >= result.probabilities.max(axis=1) - 1e-6).all()
+    for stage in ("read", "decode", "preprocess", "encode", "text_proxies", "labels", "proxies", "total"):
+        assert result.timings_ms[stage] >= 0
+
+
+def test_sources_of_every_kind_give_one_answer(engine, images, tmp_path):
+    paths = []
+    for index, pixels in enumerate(images):
+        paths.append(tmp_path / f"{index:02d}.png")
+        paths[-1].write_bytes(as_png(pixels))
+    from_array = engine.classify(images)
+    kinds = {
+        "paths": paths,
+        "strings": [str(path) for path in paths],
+        "bytes": [path.read_bytes() for path in paths],
+        "PIL": [Image.fromarray(pixels) for pixels in images],
+        "list of arrays": list(images),
+        "generator": (path for path in paths),
+    }
+    for kind, sources in kinds.items():
+        result = engine.classify(sources)
+        np.testing.assert_array_equal(result.probabilities, from_array.probabilities, err_msg=kind)
+        assert result.labels == from_array.labels
+
+
+def test_features_give_the_answer_of_their_images(engine, images):
+    encoded = engine.encode(images)
+    np.testing.assert_array_equal(
+        engine.classify(features=encoded.features).probabilities, engine.classify(images).probabilities
+    )
+
+
+def test_a_bad_image_keeps_its_place_and_changes_nothing_else(engine, images):
+    good = engine.classify(list(images))
+    result = engine.classify([*images[:3], b"not an image", *images[3:]])
+    assert result.labels[3] is None
+    assert result.class_indices[3] == -1
+    assert np.isnan(result.probabilities[3]).all()
+    assert [failure.index for failure in result.failures] == [3]
+    assert result.evidence[3] == ()
+    keep = np.arange(41) != 3
+    np.testing.assert_array_equal(result.probabilities[keep], good.probabilities)
+
+
+def test_only_bad_images_is_an_answer_without_labels(engine):
+    result = engine.classify([b"", b"x"])
+    assert result.labels == (None, None)
+    assert len(result.failures) == 2
+
+
+def test_evidence_is_the_nearest_descriptions_of_the_label(engine, encoder, images):
+    result = engine.classify(images, top_evidence=3)
+    base = engine.knowledge()
+    features = engine.encode(images).features
+    for i in (0, 17, 39):
+        j = result.class_indices[i]
+        cosines = base.class_embeddings(j) @ features[i]
+        assert len(result.evidence[i]) == 3
+        np.testing.assert_allclose(
+            [e.similarity for e in result.evidence[i]], np.sort(cosines)[::-1][:3], atol=1e-6, rtol=0
+        )
+        assert result.evidence[i][0].description == base.descriptions[j][int(cosines.argmax())]
+
+
+def test_frozen_answers_each_image_alone(engine, images):
+    frozen, fitted = engine.fit(images)
+    assert frozen.method == "kpl"
+    together = engine.classify(images, mode="frozen")
+    alone = [engine.classify(images[i : i + 1], mode="frozen") for i in range(8)]
+    assert [a.labels[0] for a in alone] == list(together.labels[:8])
+    spread = max(np.abs(a.probabilities[0] - together.probabilities[i]).max() for i, a in enumerate(alone))
+    assert spread < 1e-5
+    assert together.labels == fitted.labels
+    assert together.method_used == "kpl"
+    assert together.mode == "frozen"
+
+
+def test_frozen_mode_refuses_what_it_cannot_do(engine, images):
+    with pytest.raises(InputError, match="kpl-engine fit"):
+        engine.classify(images, mode="frozen")
+    engine.fit(images, "inmap")
+    assert engine.classify(images, mode="frozen").method == "inmap"
+    with pytest.raises(InputError, match="fitted with 'inmap'"):
+        engine.classify(images, "kpl", "frozen")
+    with pytest.raises(InputError, match="prior"):
+        engine.classify(images, mode="frozen", prior=[0.2, 0.3, 0.5])
+
+
+def test_fit_on_too_few_images_is_refused_and_keeps_what_was_fitted(engine, images):
+    engine.fit(images)
+    before = engine.frozen_proxies()
+    with pytest.raises(InputError, match="cannot fit"):
+        engine.fit(images[:2])
+    assert engine.frozen_proxies() is before
+
+
+def test_few_images_are_answered_by_the_text_proxy_and_it_says_so(engine, images):
+    result = engine.classify(images[:2])
+    assert (result.method, result.method_used) == ("kpl", "zeroshot")
+    assert any("few" in notice.code for notice in result.warnings)
+    assert result.labels == result.text_labels
+
+
+def test_stream_mode_carries_state_across_calls(engine, encoder, make_knowledge, images):
+    first = engine.classify(images[:20], mode="stream")
+    second = engine.classify(images[20:], mode="stream")
+    assert (first.method, first.mode) == ("kpl_stream", "stream")
+    again = Engine(encoder, [make_knowledge()])
+    assert again.classify(images[20:], mode="stream").probabilities.tobytes() != second.probabilities.tobytes()
+    with pytest.raises(ConfigError, match="kpl_stream"):
+        engine.classify(images, "kpl", "stream")
+
+
+def test_several_knowledge_bases_share_one_encoding(encoder, make_knowledge, images):
+    lung, eye = make_knowledge("lung"), make_knowledge("eye", ("healthy", "cataract"))
+    engine = Engine(encoder, [lung, eye])
+    with pytest.raises(KnowledgeError, match="lung, eye"):
+        engine.classify(images)
+    each = engine.classify_each(images)
+    assert set(each) == {"lung", "eye"}
+    for name, result in each.items():
+        np.testing.assert_array_equal(result.probabilities, engine.classify(images, knowledge=name).probabilities)
+
+
+def test_arguments_are_not_changed(engine, images):
+    features = engine.encode(images).features
+    before, prior = features.copy(), np.array([0.2, 0.3, 0.5])
+    features.flags.writeable = False
+    for method in METHODS:
+        engine.classify(features=features, method=method, prior=prior if method in ("inmap", "kpl") else None)
+    np.testing.assert_array_equal(features, before)
+    assert prior.tolist() == [0.2, 0.3, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ({"images": []}, InputError, "at least one image"),
+        ({"images": "film.png"}, InputError, "put it in a list"),
+        ({"images": b"bytes"}, InputError, "put it in a list"),
+        ({"images": np.zeros((4, 4, 3), np.uint8)}, ImageError, "(n, h, w, 3)"),
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, ImageError, "uint8"),
+        ({}, InputError, "neither"),
+        ({"images": [b""], "features": np.ones((1, 16))}, InputError, "both"),
+        ({"features": np.ones((4, 7))}, ShapeError, "16"),
+        ({"features": np.full((4, 16), np.nan)}, ShapeError, "finite"),
+        ({"features": [[1.0, 2.0], [3.0]]}, ShapeError, "rectangular"),
+        ({"features": np.ones((20, 16)), "method": "magic"}, ConfigError, "kpl"),
+        ({"features": np.ones((20, 16)), "mode": "magic"}, ConfigError, "frozen"),
+        ({"features": np.ones((20, 16)), "knowledge": "eye"}, KnowledgeError, "chest"),
+        ({"features": np.ones((20, 16)), "prior": [1.0]}, ShapeError, "prior"),
+    ],
+)
+def test_bad_calls_say_what_to_do(engine, call, error, says):
+    with pytest.raises(error) as caught:
+        engine.classify(**call)
+    assert says in str(caught.value)
+
+
+def test_knowledge_of_another_width_is_refused(encoder):
+    from kpl_engine.knowledge import KnowledgeBase
+
+    with pytest.raises(KnowledgeError, match="build it again"):
+        Engine(encoder, [KnowledgeBase.from_arrays([np.ones((2, 5)), np.eye(5)[:2]])])
+
+
+def test_threads_get_the_same_answers(engine, images):
+    expected = engine.classify(images).probabilities
+    with ThreadPoolExecutor(4) as pool:
+        for result in pool.map(lambda _: engine.classify(images), range(8)):
+            np.testing.assert_array_equal(result.probabilities, expected)
+
+
+def test_settings_reach_the_solver(engine, images):
+    wide = engine.classify(images, "zeroshot", settings=MethodConfig(k=10))
+    narrow = engine.classify(images, "zeroshot", settings=MethodConfig(k=1))
+    assert wide.probabilities.tobytes() != narrow.probabilities.tobytes()
+
+
+def test_progress_is_reported(engine, images):
+    seen = []
+    engine.classify(images, progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (40, 40)
+
+
+def test_every_refusal_is_a_kpl_error(engine):
+    with pytest.raises(KplError):
+        engine.classify(features=np.zeros((0, 16)))
