@@ -169,6 +169,7 @@ class Answer:
     proxies: Float32  # (d, c)
     discriminants: Float32  # (d, c)
     temperature: float
+    tau_t: float
     method: MethodName
     method_used: MethodName
     mode: ModeName

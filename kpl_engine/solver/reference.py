@@ -110,7 +110,7 @@ def greenkhorn_labels(
 def stream_labels(S: _Array, tau_t: float = 0.01, prior: npt.ArrayLike | None = None) -> Float64:
     """Method.md 3d: ``q_j p_ij / s_j``."""
     P = softmax_labels(S, tau_t)
-    return P / P.sum(axis=0) * _targets(P, 0.0, prior)
+    return np.asarray(P / P.sum(axis=0) * _targets(P, 0.0, prior), dtype=np.float64)
 
 
 def harden(P: _Array, alpha: float = 0.6) -> Float64:
@@ -171,8 +171,7 @@ def onzeta(
     W, rho, answers = T.copy(), np.zeros(c), []
     N = len(X) if horizon is None else horizon
     for i, x in enumerate(X, start=1):
-        p = softmax(x[None] @ T / tau_t)[0] * np.exp(rho)
-        p = p / p.sum()
+        p = softmax(x[None] @ T / tau_t + rho)[0]  # softmax · exp(rho), rescaled
         v = softmax(x[None] @ W / tau_i)[0]
         b = 0.8 * min(1.0, np.sqrt(i / N))
         answers.append(b * v + (1 - b) * p)

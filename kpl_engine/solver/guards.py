@@ -1,0 +1,101 @@
+"""The known failure modes of method.md section 5, each as one `Notice` or none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kpl_engine.arrays import Bools, Float32, Floats, Ints
+from kpl_engine.config import MethodConfig, MethodName
+from kpl_engine.solver.base import Notice
+
+__all__ = ["answer_notices", "few_images", "input_notices", "method_notices"]
+
+_SKEW = 0.4  # share of the largest possible imbalance; with two classes it is a 70 : 30 split
+
+
+def few_images(n: int, c: int, config: MethodConfig) -> Notice | None:
+    """Below ``min_batch`` images (default four per class) learning from the batch is noise."""
+    fewest = 4 * c if config.min_batch is None else config.min_batch
+    if n >= fewest:
+        return None
+    return Notice(
+        "few_images",
+        f"{n} images are fewer than min_batch = {fewest} for {c} classes, so the text proxies answered (zeroshot); "
+        "send more images at once, use proxies fitted before, or lower min_batch",
+    )
+
+
+def method_notices(method: MethodName, c: int, config: MethodConfig, has_prior: bool) -> list[Notice]:
+    """What the choice of method and options already tells, before any image."""
+    notices = []
+    if method == "kpl" and config.ot_iters != "converged" and c > config.ot_iters:
+        notices.append(
+            Notice(
+                "many_classes",
+                f"{c} classes are more than ot_iters = {config.ot_iters} greedy steps, which then only empty the most "
+                "predicted classes; use method 'inmap', or ot_iters = 'converged'",
+            )
+        )
+    if method == "kpl" and config.ot_iters == "converged":
+        notices.append(
+            Notice("converged_plan", "labels are a converged transport plan, not the greedy steps published as KPL")
+        )
+    if has_prior and method in ("zeroshot", "proxy", "onzeta"):
+        notices.append(
+            Notice("prior_unused", f"method {method!r} takes no prior; 'inmap', 'kpl' and 'kpl_stream' use it")
+        )
+    return notices
+
+
+def input_notices(X: Float32, T: Float32) -> list[Notice]:
+    """Zero vectors, duplicated images and classes that the text cannot tell apart."""
+    notices = []
+    num_zero = int((~X.any(axis=1)).sum())
+    if num_zero:
+        notices.append(
+            Notice("zero_vectors", f"{num_zero} of {len(X)} features are zero vectors; their labels carry no evidence")
+        )
+    num_repeated = len(X) - len({row.tobytes() for row in X})
+    if num_repeated:
+        notices.append(
+            Notice("duplicate_images", f"{num_repeated} of {len(X)} features repeat an earlier one and count twice")
+        )
+    if len({column.tobytes() for column in T.T}) < T.shape[1]:
+        notices.append(
+            Notice("identical_classes", "two classes have the same text proxy and cannot be told apart; edit the texts")
+        )
+    return notices
+
+
+def answer_notices(
+    labels: Ints, text_labels: Ints, c: int, undecided: Bools, *, assumes_equal_shares: bool
+) -> list[Notice]:
+    """Label flip, imbalance, and labels that rounding decided."""
+    notices = []
+    agreement = float(np.mean(labels == text_labels))
+    if agreement < 1.0 / c:
+        notices.append(
+            Notice(
+                "label_flip",
+                f"only {agreement:.0%} of the labels agree with the text proxies, below chance ({1 / c:.0%}): classes may "
+                "be swapped; check the descriptions or use method 'zeroshot' or 'proxy'",
+            )
+        )
+    shares: Floats = np.bincount(text_labels, minlength=c) / len(text_labels)  # (c,)
+    if assumes_equal_shares and c > 1 and np.abs(shares - 1 / c).sum() / 2 > _SKEW * (1 - 1 / c):
+        notices.append(
+            Notice(
+                "imbalance",
+                f"the text proxies give {shares.max():.0%} of the images to one of {c} classes, while the labels assume "
+                "equal shares; if the classes are unequal, give their shares as prior",
+            )
+        )
+    if undecided.any():
+        notices.append(
+            Notice(
+                "decided_by_rounding",
+                f"{int(undecided.sum())} of {len(labels)} labels have a margin below float32 rounding of the features; "
+                "treat them as undecided",
+            )
+        )
+    return notices
