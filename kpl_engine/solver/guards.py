@@ -77,8 +77,8 @@ def answer_notices(
         notices.append(
             Notice(
                 "label_flip",
-                f"only {agreement:.0%} of the labels agree with the text proxies, below chance ({1 / c:.0%}): classes may "
-                "be swapped; check the descriptions or use method 'zeroshot' or 'proxy'",
+                f"only {agreement:.0%} of the labels agree with the text proxies, below chance ({1 / c:.0%}): "
+                "classes may be swapped; check the descriptions or use method 'zeroshot' or 'proxy'",
             )
         )
     shares: Floats = np.bincount(text_labels, minlength=c) / len(text_labels)  # (c,)
@@ -86,8 +86,8 @@ def answer_notices(
         notices.append(
             Notice(
                 "imbalance",
-                f"the text proxies give {shares.max():.0%} of the images to one of {c} classes, while the labels assume "
-                "equal shares; if the classes are unequal, give their shares as prior",
+                f"the text proxies give {shares.max():.0%} of the images to one of {c} classes, while the labels "
+                "assume equal shares; if the classes are unequal, give their shares as prior",
             )
         )
     if undecided.any():
