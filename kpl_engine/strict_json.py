@@ -68,9 +68,9 @@ def parse_strict(data: bytes, max_bytes: int) -> Any:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        skipped = len(data) - len(error.object)  # utf-8-sig reports positions after the mark
+        offset = error.start + len(data) - len(error.object)  # utf-8-sig counts from after the mark
         raise StrictJsonError(
-            f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start + skipped}; save the file as UTF-8"
+            f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {offset}; save the file as UTF-8"
         ) from error
     try:
         value = json.loads(

@@ -105,7 +105,7 @@ def _locked(folder: Path) -> Iterator[None]:
         while not _try_lock(handle):
             if time.monotonic() > deadline:
                 raise BundleError(
-                    f"the folder {folder} has been locked by another program for {_LOCK_TIMEOUT_S:.0f} s; try again later"
+                    f"another program has locked the folder {folder} for {_LOCK_TIMEOUT_S:.0f} s; try again later"
                 )
             time.sleep(_LOCK_POLL_S)
         yield

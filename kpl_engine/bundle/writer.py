@@ -8,7 +8,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -128,7 +128,8 @@ def _check_replaceable(target: Path, overwrite: bool, expected_sha256: str | Non
             raise BundleCorruptError(f"it holds {unlisted[0]!r}, which is not part of the bundle")
     except (BundleError, StrictJsonError, OSError) as error:
         raise BundleError(
-            f"{target} is not replaced, because it is not clearly a bundle: {error}. Move it away, or choose another name"
+            f"{target} is not replaced, because it is not clearly a bundle: {error}. "
+            "Move it away, or choose another name"
         ) from error
     finally:
         store.close()
@@ -144,11 +145,11 @@ def _open_source(name: str, source: Source) -> Iterator[BinaryIO]:
         with source.stream(name) as stream:
             yield stream
     else:
-        try:
-            stream = open(source, "rb")
-        except OSError as error:
-            raise BundleError(f"cannot read {source} for {name!r} in the bundle: {error.strerror}") from error
-        with stream:
+        with ExitStack() as held:
+            try:
+                stream = held.enter_context(open(source, "rb"))
+            except OSError as error:
+                raise BundleError(f"cannot read {source} for {name!r} in the bundle: {error.strerror}") from error
             yield stream
 
 
