@@ -18,8 +18,8 @@ from kpl_engine.config import EngineConfig, MethodConfig, MethodName, ModeName
 from kpl_engine.encoder.base import Encoder
 from kpl_engine.encoder.pipeline import EncodedImages, encode_stream
 from kpl_engine.encoder.select import load_encoder
-from kpl_engine.errors import ConfigError, ImageError, InputError, KnowledgeError
-from kpl_engine.knowledge import KnowledgeBase
+from kpl_engine.errors import BundleError, ConfigError, ImageError, InputError, KnowledgeError
+from kpl_engine.knowledge.base import KnowledgeBase
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
 from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve_frozen
 
@@ -94,8 +94,10 @@ class Engine:
         *,
         frozen: Mapping[str, FrozenProxies] | None = None,
         config: EngineConfig | None = None,
+        bundle: Bundle | None = None,
     ) -> None:
         self.encoder = encoder
+        self._bundle = bundle  # a zipped bundle keeps its unpacked files as long as it is open
         self.config = config if config is not None else EngineConfig()
         self._knowledge = {base.name: base for base in knowledge}
         self._frozen = dict(frozen or {})
@@ -125,10 +127,14 @@ class Engine:
         """
         settings = config if config is not None else EngineConfig()
         bundle = Bundle.open(path)
-        bases = [_read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
-        frozen = {name: _read_frozen(bundle, name) for name in bundle.manifest.get("proxies", {})}
-        encoder = load_encoder(bundle, device, settings.encoder)
-        return cls(encoder, bases, frozen=frozen, config=settings)
+        try:
+            bases = [_read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
+            frozen = {base.name: found for base in bases if (found := _read_frozen(bundle, base)) is not None}
+            encoder = load_encoder(bundle, device, settings.encoder)
+            return cls(encoder, bases, frozen=frozen, config=settings, bundle=bundle)
+        except BaseException:
+            bundle.close()
+            raise
 
     @property
     def knowledge_names(self) -> tuple[str, ...]:
@@ -138,7 +144,7 @@ class Engine:
     @property
     def notices(self) -> tuple[str, ...]:
         """What `load` decided on its own, for example the device that ``auto`` chose."""
-        return tuple(getattr(self.encoder, "notices", ()))
+        return self.encoder.notices
 
     def knowledge(self, name: str | None = None) -> KnowledgeBase:
         """One knowledge base; ``None`` means the only one. Raises `KnowledgeError` naming the choices."""
@@ -249,8 +255,10 @@ class Engine:
         return self._frozen.get(self.knowledge(knowledge).name)
 
     def close(self) -> None:
-        """Free the encoder."""
+        """Free the encoder and the files of the bundle."""
         self.encoder.close()
+        if self._bundle is not None:
+            self._bundle.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -342,13 +350,23 @@ def _check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
 
 
 def _read_knowledge(bundle: Bundle, name: str) -> KnowledgeBase:
-    tensors, metadata = bundle.tensors(bundle.manifest["knowledge"][name]["file"])
-    return KnowledgeBase.from_tensors(tensors, metadata)
+    file = bundle.manifest["knowledge"][name]["file"]
+    return KnowledgeBase.from_tensors(*bundle.tensors(file), f"{bundle.path}: {file}")
 
 
-def _read_frozen(bundle: Bundle, name: str) -> FrozenProxies:
-    tensors, metadata = bundle.tensors(bundle.manifest["proxies"][name]["file"])
-    return FrozenProxies.from_tensors(tensors, metadata)
+def _read_frozen(bundle: Bundle, base: KnowledgeBase) -> FrozenProxies | None:
+    """Fitted proxies of a knowledge base; refuses those of another width, class count or version of it."""
+    entry = bundle.manifest.get("proxies", {}).get(base.name)
+    if entry is None:
+        return None
+    frozen = FrozenProxies.from_tensors(*bundle.tensors(entry["file"]))
+    expected = (base.embeddings.shape[1], len(base.classes))
+    if frozen.proxies.shape != expected or entry.get("knowledge_fingerprint") != base.fingerprint:
+        raise BundleError(
+            f"{bundle.path}: {entry['file']}: expected proxies of shape {expected} fitted to the present knowledge "
+            f"base {base.name!r}, got shape {frozen.proxies.shape} fitted to another; fit them again"
+        )
+    return frozen
 
 
 def _as_sources(images: Any) -> Sequence[Any]:
@@ -358,7 +376,7 @@ def _as_sources(images: Any) -> Sequence[Any]:
         )
     if isinstance(images, np.ndarray) and (images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8):
         raise ImageError(f"images: expected shape (n, h, w, 3) and uint8, got {images.shape} and {images.dtype}")
-    return images if isinstance(images, (Sequence, np.ndarray)) else list(images)
+    return images if isinstance(images, Sequence) else list(images)
 
 
 def _assemble(
@@ -399,9 +417,9 @@ def _assemble(
         method=method,
         method_used=answer.method_used if answer is not None else method,
         mode=mode,
-        warnings=tuple(encoded.notices) + (answer.warnings if answer is not None else ()),
+        warnings=tuple(Notice("image", text) for text in encoded.notices) + (answer.warnings if answer else ()),
         failures=tuple(Failure(i, name, str(error)) for i, name, error in encoded.failures),
-        timings_ms={**encoded.timings_ms, **(answer.timings_ms if answer is not None else {})},
+        timings_ms={**encoded.timings_ms, **(answer.timings_ms if answer else {})},
     )
 
 

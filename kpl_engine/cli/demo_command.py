@@ -10,6 +10,7 @@ from typing import Any
 from kpl_engine.cli.classify_command import classification_record, classification_table
 from kpl_engine.cli.common import format_table, progress_bar, to_json, warn
 from kpl_engine.cli.eval_command import evaluation_record, methods_table
+from kpl_engine.config import MethodName
 from kpl_engine.data import demo_bundle, demo_images
 from kpl_engine.engine import Classification, Engine
 from kpl_engine.evaluate import Evaluation, evaluate
@@ -19,7 +20,7 @@ from kpl_engine.pictures import Tile, draw_confusion, draw_contact_sheet
 __all__ = ["add_parser", "run"]
 
 _NOTICE = "Synthetic phantoms and a small model trained on them: not for clinical use."
-_METHODS = ("zeroshot", "proxy", "inmap", "kpl")
+_METHODS: tuple[MethodName, ...] = ("zeroshot", "proxy", "inmap", "kpl")
 _STAGES = ("read", "decode", "preprocess", "encode", "text_proxies", "labels", "proxies", "total")
 
 

@@ -84,7 +84,7 @@ def _print_report(report: Evaluation, show: str, pictures: list[Path]) -> None:
     shown = next((result for result in report.results if result.method == show), report.results[0])
     print(f"\nper class, {shown.method}:\n{_class_table(report, shown)}")
     print(f"\nconfusion matrices: {', '.join(str(path) for path in pictures)}")
-    codes = {}
+    codes: dict[tuple[str, str], list[str]] = {}
     for result in report.results:
         for notice in result.answers.warnings:
             codes.setdefault((notice.code, notice.message), []).append(result.method)

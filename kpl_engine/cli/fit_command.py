@@ -57,9 +57,8 @@ def run(args: argparse.Namespace) -> int:
             settings=method_config(args),
             progress=progress,
         )
-    tensors, metadata = frozen.to_tensors()
     entry = {"method": frozen.method, "num_images": frozen.num_images, "knowledge_fingerprint": base.fingerprint}
-    target = add_proxies(args.bundle, base.name, tensors, metadata, entry, output=args.output)
+    target = add_proxies(args.bundle, base.name, *frozen.to_tensors(), entry, args.output)
     counts = Counter(label for label in answers.labels if label is not None)
     record = {
         "bundle": target,
