@@ -35,7 +35,7 @@ from kpl_engine.imaging.dicom import decode_dicom, is_dicom
 from kpl_engine.imaging.pixels import to_rgb
 from kpl_engine.imaging.rejected import Rejected
 
-__all__ = ["DecodedImage", "ImageSource", "decode_image"]
+__all__ = ["DecodedImage", "ImageSource", "decode_image", "source_name"]
 
 ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
 
@@ -91,7 +91,7 @@ def decode_image(source: ImageSource, config: DecodeConfig | None = None, name: 
         The picture cannot be used; ``source`` of the error is the name.
     """
     config = DecodeConfig() if config is None else config
-    name = name or _default_name(source)
+    name = name or source_name(source)
     start = time.perf_counter()
     try:
         data = _read(source, config)
@@ -108,11 +108,15 @@ def decode_image(source: ImageSource, config: DecodeConfig | None = None, name: 
     )
 
 
-def _default_name(source: ImageSource) -> str:
+def source_name(source: ImageSource, index: int | None = None) -> str:
+    """What to call a picture nobody named: its path, or its type and its place in the call."""
     if isinstance(source, (str, Path)):
         return str(source)
     filename = getattr(source, "filename", "") if isinstance(source, Image.Image) else ""
-    return str(filename) if filename else f"<{type(source).__name__}>"
+    if filename:
+        return str(filename)
+    kind = "array" if isinstance(source, np.ndarray) else type(source).__name__
+    return f"<{kind}>" if index is None else f"<{kind} {index}>"
 
 
 def _read(source: ImageSource, config: DecodeConfig) -> bytes | Image.Image | npt.NDArray[Any]:

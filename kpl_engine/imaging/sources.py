@@ -12,30 +12,9 @@ from kpl_engine.errors import InputError
 
 __all__ = ["IMAGE_SUFFIXES", "expand_sources", "list_images"]
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".jpf",
-        ".jpx",
-        ".dcm",
-    ]
-)
+_COMMON = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".dib", ".tif", ".tiff", ".webp", ".gif")
+_OTHER = (".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpf", ".jpx", ".dcm")
+IMAGE_SUFFIXES = frozenset((*_COMMON, *_OTHER))
 
 
 def expand_sources(arguments: Sequence[str], stdin: TextIO | None = None) -> list[Path]:
