@@ -64,7 +64,9 @@ class FolderStore:
         with os.scandir(folder) as entries:
             children = sorted(entries, key=lambda entry: entry.name)
         if prefix and not children:
-            raise BundleCorruptError(f"{self.path}: the folder {prefix!r} is empty and not in the manifest; remove it")
+            raise BundleCorruptError(
+                f"{self.path}: the folder {prefix[:-1]!r} is empty and not in the manifest; remove it"
+            )
         for child in children:
             name = prefix + child.name
             mode = child.stat(follow_symlinks=False).st_mode

@@ -114,6 +114,19 @@ def _check_replaceable(target: Path, overwrite: bool, expected_sha256: str | Non
         return
     if not overwrite:
         raise BundleError(f"{target} exists; choose another name, or ask to overwrite it")
+    try:
+        manifest = _read_replaceable(target)
+    except (BundleError, StrictJsonError, OSError) as error:
+        raise BundleError(
+            f"{target} is not replaced, because it is not clearly a bundle: {error}. "
+            "Move it away, or choose another name"
+        ) from error
+    if expected_sha256 is not None and manifest.get("manifest_sha256") != expected_sha256:
+        raise BundleChangedError(f"{target} was changed by another program meanwhile; run the command again")
+
+
+def _read_replaceable(target: Path) -> dict[str, Any]:
+    """The manifest of a bundle, perhaps a damaged one, that holds nothing but its own files."""
     store = open_store(target)
     try:
         sizes = store.sizes()
@@ -126,15 +139,9 @@ def _check_replaceable(target: Path, overwrite: bool, expected_sha256: str | Non
         unlisted = sorted(set(sizes) - set(manifest.get("files") or ()) - {MANIFEST})
         if unlisted:
             raise BundleCorruptError(f"it holds {unlisted[0]!r}, which is not part of the bundle")
-    except (BundleError, StrictJsonError, OSError) as error:
-        raise BundleError(
-            f"{target} is not replaced, because it is not clearly a bundle: {error}. "
-            "Move it away, or choose another name"
-        ) from error
+        return manifest
     finally:
         store.close()
-    if expected_sha256 is not None and manifest.get("manifest_sha256") != expected_sha256:
-        raise BundleChangedError(f"{target} was changed by another program meanwhile; run the command again")
 
 
 @contextmanager
