@@ -67,7 +67,7 @@ def test_files_from_disk_and_from_another_bundle(bundle_path, manifest, files, t
     source = tmp_path / "graph"
     source.write_bytes(b"from disk")
     with Bundle.open(bundle_path) as other:
-        mixed = {name: other for name in other.names} | {"image.onnx": source}
+        mixed = dict.fromkeys(other.names, other) | {"image.onnx": source}
         bundle = write_bundle(tmp_path / "b.kpl", manifest, mixed)
     assert content_of(bundle) == {**files, "image.onnx": b"from disk"}
 

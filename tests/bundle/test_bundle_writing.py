@@ -140,7 +140,7 @@ def test_a_bundle_replaced_after_opening_says_so(bundle_path, make_bundle):
 
 
 def test_failures_leave_nothing_behind(tmp_path, manifest, files, make_bundle):
-    with pytest.raises(BundleError, match="cannot read .*gone"):
+    with pytest.raises(BundleError, match=r"cannot read .*gone"):
         write_bundle(tmp_path / "a.kpl", manifest, {**files, "x": tmp_path / "gone"})
     with pytest.raises(BundleError, match="make it first"):
         write_bundle(tmp_path / "no" / "a.kpl", manifest, files)
@@ -152,7 +152,7 @@ def test_a_full_disk_keeps_the_old_bundle(bundle_path, tmp_path, manifest, files
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, old[1]))
     try:
-        with pytest.raises(BundleError, match="could not write .*nothing was changed"):
+        with pytest.raises(BundleError, match=r"could not write .*nothing was changed"):
             write_bundle(bundle_path, manifest, {**files, "big.bin": bytes(3_000_000)}, overwrite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
