@@ -13,7 +13,7 @@ import numpy.typing as npt
 from kpl_engine.arrays import Float32, Float64, Ints, check_array
 from kpl_engine.errors import ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import FrozenProxies, as_float32
-from kpl_engine.solver.closed_form import first_order
+from kpl_engine.solver.closed_form import first_order, project_both_sides
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.softmax import softmax
 from kpl_engine.solver.text_proxy import check_features
@@ -132,7 +132,7 @@ class StreamSums:
         mu = float(np.linalg.norm(mean))
         present = self.class_mass > 0
         means = np.where(present, self.class_sums / np.where(present, self.class_mass, 1.0), mean[:, None])
-        matrix = _projected(self.second_moment / self.num_images, mean / mu)
+        matrix = project_both_sides(self.second_moment / self.num_images, mean / mu)
         matrix[np.diag_indices(d)] += tau_i * mu
 
         def inverse(F: Float64) -> Float64:
@@ -184,13 +184,6 @@ class StreamSums:
             class_mass=class_mass,
             class_sums=check_array("class_sums", tensors["class_sums"], (d, c), np.float64),
         )
-
-
-def _projected(second_moment: Float64, u: Float64) -> Float64:
-    """``Pi A Pi`` with ``Pi = I - u uᵀ``, as a new (d, d) array in O(d²)."""
-    Au = second_moment @ u
-    projected = second_moment - np.outer(u, Au) - np.outer(Au, u) + (u @ Au) * np.outer(u, u)
-    return np.asarray(projected, dtype=np.float64)
 
 
 @dataclass

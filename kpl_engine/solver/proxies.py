@@ -127,8 +127,9 @@ def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bool
         return np.zeros(len(scores), dtype=np.bool_)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :2]  # (n, 2)
     top = np.take_along_axis(scores, order, axis=1)
-    apart = discriminants[:, order[:, 0]] - discriminants[:, order[:, 1]]  # (d, n)
-    reach = np.linalg.norm(X, axis=1) * np.linalg.norm(apart, axis=0)
+    pairs, which = np.unique(order, axis=0, return_inverse=True)  # few pairs even for many rows
+    apart = np.linalg.norm(discriminants[:, pairs[:, 0]] - discriminants[:, pairs[:, 1]], axis=0)
+    reach = np.linalg.norm(X, axis=1) * apart[which.reshape(-1)]
     return np.asarray(top[:, 0] - top[:, 1] <= np.finfo(np.float32).eps * reach, dtype=np.bool_)
 
 

@@ -1,0 +1,150 @@
+"""The closed form: the fixed point of the schedule, and a condition that says when it is one."""
+
+import numpy as np
+import pytest
+
+from kpl_engine.errors import SolverError
+from kpl_engine.solver import reference
+from kpl_engine.solver.closed_form import first_order, solve_closed_form
+from kpl_engine.solver.labels import refine_labels
+from kpl_engine.solver.proxies import learn_proxies
+from kpl_engine.solver.text_proxy import select_text_proxies
+
+
+@pytest.fixture
+def problem(make_clip_like):
+    def build(n, d, c, seed, labels="stable_greenkhorn", **options):
+        data = make_clip_like(n, d, c, seed, **options)
+        T = select_text_proxies(data.features, data.descriptions).proxies
+        return data.features, T, refine_labels(data.features @ T, labels)
+
+    return build
+
+
+SIZES = [(32, 96, 2), (64, 48, 3), (138, 96, 2), (300, 48, 5), (200, 64, 10), (150, 32, 20)]
+
+
+@pytest.mark.parametrize(("n", "d", "c"), SIZES)
+def test_equals_the_float64_schedule(problem, n, d, c):
+    X, T, P = problem(n, d, c, seed=n + c)
+    W, _ = reference.schedule(X, T, P)
+    Z = X.astype(np.float64) @ W
+    differences = Z - Z.mean(axis=1, keepdims=True)
+    found = learn_proxies(X, T, P, solver="closed_form")
+    np.testing.assert_array_equal(found.labels, Z.argmax(axis=1))
+    assert np.abs(found.logits - Z).max() < 1e-7
+    scaled = found.scores * (P.sum(dtype=np.float64) / n)
+    assert np.abs(scaled - differences).max() < 1e-6 * np.abs(differences).max()
+    assert np.abs(np.linalg.norm(found.proxies.astype(float), axis=0) - 1).max() < 2e-7
+    assert found.converged
+    assert found.residual <= 1e-9
+    assert not found.decided_by_rounding.any()
+
+
+@pytest.mark.parametrize(("n", "d", "c"), SIZES)
+def test_is_a_fixed_point_of_one_published_step(problem, n, d, c):
+    X, T, P = (a.astype(np.float64) for a in problem(n, d, c, seed=n))
+    W = solve_closed_form(X, P, 0.04).W
+    stepped, _ = reference.schedule(X, W, P, lr=0.01, iters=1)
+    spread = np.abs(W - W.mean(axis=1, keepdims=True)).max()
+    assert np.abs(stepped - W).max() < 1e-8 * spread
+
+
+@pytest.mark.parametrize(("n", "d", "c"), SIZES)
+def test_first_order_is_the_reference_formula_and_errs_by_one_over_n(problem, n, d, c):
+    X, _, P = (a.astype(np.float64) for a in problem(n, d, c, seed=n))
+    mean = X.mean(axis=0)
+    u = mean / np.linalg.norm(mean)
+    Pi = np.eye(d) - np.outer(u, u)
+    matrix = Pi @ X.T @ X @ Pi / n + 0.04 * np.linalg.norm(mean) * np.eye(d)
+    W, e = first_order(mean, X.T @ P, lambda F: np.linalg.solve(matrix, F), n, 0.04)
+    formula = c * 0.04 / n * reference.closed_form(X, P)
+    assert np.abs(e - formula).max() < 1e-12 * np.abs(formula).max()
+    exact = solve_closed_form(X, P, 0.04).W
+    exact_e = exact - exact.mean(axis=1, keepdims=True)
+    gap = np.abs((W - W.mean(axis=1, keepdims=True)) - exact_e).max() / np.abs(exact_e).max()
+    assert gap < 2.5 / n
+
+
+def test_both_factorisations_agree(problem):
+    """n < d takes the Woodbury side; padding with zero dimensions moves the other side there."""
+    X, T, P = problem(40, 32, 3, seed=1)
+    padded = np.hstack([X, np.zeros((40, 30), np.float32)])
+    wide = learn_proxies(padded, np.vstack([T, np.zeros((30, 3), np.float32)]), P, solver="closed_form")
+    tall = learn_proxies(X, T, P, solver="closed_form")
+    np.testing.assert_allclose(wide.scores, tall.scores, atol=1e-6 * np.abs(tall.scores).max())
+
+
+def test_auto_takes_it_quietly_and_leaves_it_loudly(problem):
+    X, T, P = problem(60, 32, 3, seed=2)
+    found = learn_proxies(X, T, P)
+    assert (found.solver, found.form, found.warnings) == ("closed_form", "closed_form", ())
+    for labels in (refine_labels(X @ T, "softmax"), refine_labels(X @ T, "sinkhorn"), np.full((60, 3), 1 / 3)):
+        found = learn_proxies(X, T, labels)
+        assert found.solver == "schedule"
+        assert found.warnings[0].code == "schedule_used"
+        with pytest.raises(SolverError, match="closed_form does not hold"):
+            learn_proxies(X, T, labels, solver="closed_form")
+
+
+def test_one_hardened_row_is_enough_to_leave_it(problem):
+    X, T, P = problem(60, 32, 3, seed=2)
+    P = P.copy()
+    P[7] = [0.7, 0, 0]
+    with pytest.raises(SolverError, match="1 of 60 label rows"):
+        learn_proxies(X, T, P, solver="closed_form")
+    assert learn_proxies(X, T, P).solver == "schedule"
+
+
+def test_more_classes_than_greedy_steps_leave_it(problem):
+    X, T, P = problem(200, 32, 40, seed=3)
+    with pytest.raises(SolverError, match=r"O\(1/n\)"):
+        learn_proxies(X, T, P, solver="closed_form")
+    assert learn_proxies(X, T, P, iters=50).solver == "schedule"
+
+
+@pytest.mark.parametrize("options", [{"iters": 3}, {"iters": 0}, {"lr": 1e-4}])
+def test_auto_does_not_jump_to_a_fixed_point_the_steps_would_not_reach(problem, options):
+    X, T, P = problem(60, 32, 3, seed=2)
+    found = learn_proxies(X, T, P, **options)
+    W, _ = reference.schedule(X, T, P, **options)
+    assert found.solver == "schedule"
+    assert np.abs(found.proxies - W).max() < 1e-6
+
+
+def test_random_regimes_agree_with_the_schedule(make_clip_like):
+    """Whatever auto chose, the labels are those of the float64 schedule."""
+    random = np.random.default_rng(5)
+    chosen = set()
+    for seed in range(16):
+        n, d, c = int(random.choice([24, 64, 138])), int(random.choice([16, 48])), int(random.choice([2, 3, 10]))
+        data = make_clip_like(
+            n,
+            d,
+            c,
+            seed,
+            common=float(random.choice([0.1, 0.5, 0.9, 2.0])),
+            separation=float(random.choice([0.05, 0.4])),
+        )
+        T = select_text_proxies(data.features, data.descriptions).proxies
+        P = refine_labels(data.features.astype(np.float64) @ T)
+        W, _ = reference.schedule(data.features, T, P)
+        found = learn_proxies(data.features, T, P)
+        chosen.add(found.solver)
+        Z = data.features.astype(np.float64) @ W
+        top = np.sort(Z, axis=1)
+        clear = top[:, -1] - top[:, -2] > 1e-3 * np.abs(Z - Z.mean(axis=1, keepdims=True)).max()
+        np.testing.assert_array_equal(found.labels[clear], Z.argmax(axis=1)[clear])
+    assert chosen == {"schedule", "closed_form"}
+
+
+def test_margins_of_rounding_are_flagged(problem):
+    X, T, P = problem(60, 32, 2, seed=4)
+    found = learn_proxies(X, T, P)
+    between = found.discriminants[:, 0] - found.discriminants[:, 1]
+    X = np.vstack([X, X[0] - (X[0] @ between) / (between @ between) * between])  # on the boundary, to float32
+    again = learn_proxies(X, T, np.vstack([P, [[0.5 / 60, 0.5 / 60]]]))
+    assert not again.decided_by_rounding[:60].any()
+    same = learn_proxies(X, np.repeat(T[:, :1], 2, axis=1), np.full((61, 2), 1 / 122))
+    assert same.decided_by_rounding.all()
+    assert (same.labels == 0).all()
