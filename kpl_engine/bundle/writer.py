@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from kpl_engine import __version__
 from kpl_engine.bundle.manifest import FORMAT, MAX_MANIFEST_BYTES, FileEntry, seal
 from kpl_engine.bundle.names import MANIFEST, check_file_names
 from kpl_engine.bundle.reader import Bundle
@@ -74,7 +74,7 @@ def write_bundle(
     try:
         with Staging(target, check) as staging:
             entries = {name: _store_file(staging.folder, name, files[name]) for name in sorted(files)}
-            _write_synced(staging.folder / MANIFEST, seal(manifest, entries, f"kpl-engine {__version__}"))
+            _write_synced(staging.folder / MANIFEST, seal(manifest, entries, _created_with()))
             for folder, _, _ in os.walk(staging.folder):
                 fsync_folder(Path(folder))
             if target.is_file():
@@ -142,6 +142,14 @@ def _read_replaceable(target: Path) -> dict[str, Any]:
         return manifest
     finally:
         store.close()
+
+
+def _created_with() -> str:
+    # The installed metadata, because importing the package root for its version would import every room.
+    try:
+        return f"kpl-engine {version('kpl-engine')}"
+    except PackageNotFoundError:
+        return "kpl-engine (not installed)"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from kpl_engine.bundle import Bundle, pack, write_bundle
 from kpl_engine.bundle.manifest import FileEntry, seal
 from kpl_engine.bundle.tensors import dump_tensors, load_tensors
-from kpl_engine.errors import BundleCorruptError, BundleError, BundleVersionError, KplError
+from kpl_engine.errors import BundleCorruptError, BundleError, BundleVersionError
 from kpl_engine.strict_json import dump_canonical
 
 FUZZ = settings(
@@ -105,11 +106,8 @@ def test_a_flipped_byte_of_a_zip_is_an_error_or_changes_nothing(bundle_path, fil
     position = data.draw(st.integers(0, len(damaged) - 1))
     damaged[position] ^= data.draw(st.integers(1, 255))
     (tmp_path / "damaged.zip").write_bytes(damaged)
-    try:
-        with Bundle.open(tmp_path / "damaged.zip") as bundle:
-            assert content_of(bundle) == files
-    except KplError as error:
-        assert isinstance(error, BundleError)
+    with suppress(BundleError), Bundle.open(tmp_path / "damaged.zip") as bundle:
+        assert content_of(bundle) == files
 
 
 def test_a_flipped_content_byte_of_a_zip_names_its_file(bundle_path, files, tmp_path):
@@ -263,7 +261,8 @@ def test_seal_is_over_the_form_without_itself(bundle_path):
     assert seal(content, entries, content["created_with"]) == text
 
 
-def test_tensors_round_trip_deterministically(rng=np.random.default_rng(3)):
+def test_tensors_round_trip_deterministically():
+    rng = np.random.default_rng(3)
     arrays = {
         "b": rng.normal(size=(3, 4)).astype(np.float32),
         "a": np.arange(5),
