@@ -3,7 +3,8 @@
 Upscaling the shortest edge of a 1 x 10000 picture to 224 makes 2.2 million columns, of which the
 centre crop keeps 224. `resample_window` computes just those, with the arithmetic Pillow uses:
 weights in float64, rounded to 22 fractional bits, two passes (width, then height), each rounded
-to uint8. Ordinary pictures go through Pillow itself, which is faster.
+to uint8. Ordinary pictures go through Pillow itself, which is faster. Only enlarging is meant:
+when shrinking, Pillow 13 may take the height first.
 
 Source: the definition of Pillow's ``Image.resize`` (two-pass convolution, Keys' cubic a = -0.5).
 """
@@ -29,7 +30,7 @@ def resample_window(
     ----------
     rgb : (h, w, 3) uint8
     size : (int, int)
-        Height and width of the whole resized picture, which is never formed.
+        Height and width of the whole resized picture, at least (h, w), which is never formed.
     top, left, height, width : int
         The window to compute, inside ``size``.
     interpolation : "bicubic" or "bilinear"
