@@ -43,7 +43,7 @@ def test_equals_the_float64_schedule(problem, n, d, c):
 
 @pytest.mark.parametrize(("n", "d", "c"), SIZES)
 def test_is_a_fixed_point_of_one_published_step(problem, n, d, c):
-    X, T, P = (a.astype(np.float64) for a in problem(n, d, c, seed=n))
+    X, _, P = (a.astype(np.float64) for a in problem(n, d, c, seed=n))
     W = solve_closed_form(X, P, 0.04).W
     stepped, _ = reference.schedule(X, W, P, lr=0.01, iters=1)
     spread = np.abs(W - W.mean(axis=1, keepdims=True)).max()
@@ -98,7 +98,7 @@ def test_one_hardened_row_is_enough_to_leave_it(problem):
 
 def test_more_classes_than_greedy_steps_leave_it(problem):
     X, T, P = problem(200, 32, 40, seed=3)
-    with pytest.raises(SolverError, match=r"O\(1/n\)"):
+    with pytest.raises(SolverError, match="closed_form does not hold"):
         learn_proxies(X, T, P, solver="closed_form")
     assert learn_proxies(X, T, P, iters=50).solver == "schedule"
 
