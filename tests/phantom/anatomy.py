@@ -127,17 +127,17 @@ def sample_look(draws: Draws, *, shifted: bool) -> Look:
     The other clinic differs in level (softer contrast, brighter film, grain, sharpened edges, patients nearer
     to the plate) and in spread (turn, shift, format).
     """
-    turn = 0.075 if shifted else 0.03
+    turn = 0.075 if shifted else 0.04
     width, height = draws.choice(((144, 144), (136, 160), (160, 136)), (0.6, 0.25, 0.15)) if shifted else (112, 112)
     return Look(
         width=width,
         height=height,
-        exposure=draws.uniform(0.0, 0.14) if shifted else draws.uniform(-0.06, 0.06),
-        contrast=draws.uniform(0.62, 0.92) if shifted else draws.uniform(0.88, 1.12),
-        grain=draws.uniform(0.02, 0.06) if shifted else draws.uniform(0.01, 0.04),
-        blur=draws.choice((0, 1, 2)) if shifted else draws.choice((0, 1)),
-        edges=draws.uniform(0.0, 1.2) if shifted else draws.uniform(0.0, 0.2),
-        zoom=draws.uniform(0.86, 1.12) if shifted else draws.uniform(0.95, 1.05),
+        exposure=draws.uniform(0.0, 0.14) if shifted else draws.uniform(-0.08, 0.08),
+        contrast=draws.uniform(0.62, 0.92) if shifted else draws.uniform(0.80, 1.15),
+        grain=draws.uniform(0.02, 0.06) if shifted else draws.uniform(0.01, 0.045),
+        blur=draws.choice((0, 1, 2)) if shifted else draws.choice((0, 1, 2), (0.45, 0.45, 0.1)),
+        edges=draws.uniform(0.0, 1.2) if shifted else draws.uniform(0.0, 0.4),
+        zoom=draws.uniform(0.86, 1.12) if shifted else draws.uniform(0.92, 1.07),
         turn=draws.uniform(-turn, turn),
         shift_x=draws.uniform(-1, 1) * (0.09 if shifted else 0.04),
         shift_y=draws.uniform(-1, 1) * (0.09 if shifted else 0.04),
