@@ -100,23 +100,26 @@ class ExplicitAttentionPool(nn.Module):
         return self.c_proj(pooled[:, 0])
 
 
+def _has_extra_keys(module: nn.Module) -> bool:
+    return getattr(module, "bias_k", None) is not None or bool(getattr(module, "add_zero_attn", False))
+
+
 @contextmanager
 def explicit_attention(model: nn.Module) -> Iterator[int]:
     """Write every attention of ``model`` out while the block runs, then put the originals back.
 
-    Subclasses are left alone: their forward may differ. Yields the number of modules replaced.
+    Subclasses and modules with extra key biases are left alone: they compute something else. Yields the
+    number of modules replaced.
     """
     written = {nn.MultiheadAttention: ExplicitAttention, AttentionPool2d: ExplicitAttentionPool}
     originals = [
         (parent, name, child)
         for parent in list(model.modules())
         for name, child in list(parent.named_children())
-        if type(child) in written
+        if type(child) in written and not _has_extra_keys(child)
     ]
     try:
         for parent, name, child in originals:
-            if isinstance(child, nn.MultiheadAttention) and (child.bias_k is not None or child.add_zero_attn):
-                continue
             setattr(parent, name, written[type(child)](child).eval())
         yield len(originals)
     finally:

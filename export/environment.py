@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,15 @@ _libraries: list[Any] = []  # a torch.library.Library withdraws its schemas when
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings of third-party packages away from the user: none of them is about the user's model."""
+    """Keep warnings and log lines of third-party packages away: what matters of them we say ourselves."""
+    level = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.ERROR)
+        try:
+            yield
+        finally:
+            logging.disable(level)
 
 
 def prepare_torch() -> None:

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,8 +245,6 @@ def _vocab_size(loaded: LoadedModel) -> int:
 def _encoder_fields(
     loaded: LoadedModel, image: _Tower, text: _Tower | None, descriptor: bytes, opset: int
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from .verify import FP32_GATES
 
     versions = package_versions()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-import logging
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip import pretrained as registry
+from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from kpl_engine.errors import ConfigError, ExportError, InputError
@@ -99,11 +99,12 @@ def _load_built_in(name: str, pretrained: str | None) -> LoadedModel:
     tag = {} if pretrained == NO_WEIGHTS else registry.get_pretrained_cfg(identifier, pretrained)
     path = _resolve_weights(identifier, pretrained, tag)
     overrides, notes = _activation_of_tag(config, tag, pretrained)
-    model = _build(identifier, {"force_preprocess_cfg": dict(tag), **overrides})
+    colours, more_notes = (dict(tag), ()) if tag else _preprocess_of_tags(identifier)
+    model = _build(identifier, {"force_preprocess_cfg": colours, **overrides})
     if path is not None:
         load_weights(model, path)
     label = pretrained if tag or path is None else f"file:{path.name}"
-    return _loaded(model, identifier, identifier, label, config["text_cfg"], None, notes)
+    return _loaded(model, identifier, identifier, label, config["text_cfg"], None, (*notes, *more_notes))
 
 
 def _tags_text(name: str) -> str:
@@ -148,6 +149,22 @@ def _activation_of_tag(
     quick = bool(tag.get("quick_gelu", False))
     word = "QuickGELU" if quick else "GELU"
     return {"quick_gelu": quick}, (f"the weights {name!r} were trained with {word}: exporting with {word}",)
+
+
+def _preprocess_of_tags(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What all published weights of an architecture agree on, for weights that come without a tag.
+
+    A weights file says nothing of its preprocessing, and open_clip's default would be wrong for SigLIP.
+    """
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    tags = [registry.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    known = [{key: tag[key] for key in keys if tag.get(key) is not None} for tag in tags]
+    default = asdict(PreprocessCfg())
+    if not known or all(entry == {key: default[key] for key in entry} for entry in known):
+        return {}, ()
+    if any(other != known[0] for other in known):
+        return {}, (f"the published weights of {name} differ in their preprocessing: using open_clip's default",)
+    return known[0], (f"preprocessing as all published weights of {name} have it",)
 
 
 def _load_folder(folder: Path, pretrained: str | None) -> LoadedModel:
@@ -219,8 +236,6 @@ def _load_hub(name: str, pretrained: str | None) -> LoadedModel:
 
 def _build(identifier: str, overrides: Mapping[str, Any]) -> nn.Module:
     options = {"load_weights": False, "pretrained_text": False, **overrides}
-    level = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)  # open_clip reports on the root logger what we say ourselves
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
@@ -231,8 +246,6 @@ def _build(identifier: str, overrides: Mapping[str, Any]) -> nn.Module:
             f"Hugging Face configuration and there is no network, put that model's config.json into the folder of a "
             f"{LOCAL} checkpoint"
         ) from error
-    finally:
-        logging.getLogger().setLevel(level)
     return model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +124,6 @@ def export_tower(
 
 
 def _trace(tower: nn.Module, example: Tensor, input_name: str, opset: int) -> torch.onnx.ONNXProgram:
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     noise = io.StringIO()  # the converter reports its steps with print()
     try:
         with quiet(), torch.no_grad(), explicit_attention(tower), contextlib.redirect_stdout(noise):

@@ -28,6 +28,7 @@ __all__ = [
     "verify_graph",
 ]
 
+WORDS = "a chest x-ray of lungs with small nodule, effusion and no fracture µg 5 mm Größe 肺"
 BATCHES = (1, 2, 3, 5)
 REFERENCE_BATCH = 4  # none of BATCHES: the comparison is across batch sizes too
 
@@ -75,7 +76,7 @@ def random_tokens(tokenize: Callable[[list[str]], Tensor], vocab_size: int, num:
     Start, end and padding stay where the tokenizer puts them, because pooling and masks depend on them.
     """
     rng = np.random.default_rng(seed)
-    words = "a chest x-ray of lungs with small nodule, effusion and no fracture µg 5 mm Größe 肺".split()
+    words = WORDS.split()
     lengths = [0, 1, 400, *rng.integers(2, 60, max(num - 3, 0))]
     texts = [" ".join(rng.choice(words, int(length))) for length in lengths[:num]]
     tokens = tokenize(texts).numpy().astype(np.int64)  # (num, context) int64
