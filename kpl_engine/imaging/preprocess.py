@@ -29,10 +29,11 @@ class Preprocess:
     ``fill``). ``mean`` and ``std`` are informational: scaling is part of the graph.
 
     Measured against open_clip 3.3.0 on RGB and L pictures of random sizes, all modes: largest
-    difference **0 levels** with the same Pillow on both sides. (From 13.0 on, Pillow may resize the
-    height before the width when it shrinks more, one level apart from earlier versions.) Palette, 16-bit and rotated (EXIF) files differ by design: open_clip
-    resizes palettes by nearest neighbour, clips 16-bit values, and ignores EXIF;
-    `kpl_engine.imaging.decode` turns all of them into upright RGB first.
+    difference **0 levels** with the same Pillow on both sides. (Where the height shrinks more than
+    the width, Pillow 13 resizes it first, which is one level off Pillow 12 here and there.)
+    Palette, 16-bit and rotated (EXIF) files differ by design: open_clip resizes palettes by nearest
+    neighbour, clips 16-bit values, and ignores EXIF; `kpl_engine.imaging.decode` turns all of them
+    into upright RGB first.
     """
 
     resize: Literal["shortest", "squash", "longest"] = "shortest"
