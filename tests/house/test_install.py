@@ -26,7 +26,8 @@ def wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_every_module_and_the_data(wheel):
-    names = set(zipfile.ZipFile(wheel).namelist())
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
     for path in (ROOT / "kpl_engine").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT)) in names
