@@ -1,11 +1,12 @@
 """`learn_proxies` against a plain PyTorch float32 loop of the published schedule.
 
-    OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 python benchmarks/learn_proxies.py
+    OMP_NUM_THREADS=2 python benchmarks/learn_proxies.py
 
 All rivals run in one process, round-robin, on the same features and labels and the same number of
-threads. Beside each time stand the error of the logits and the share of labels of the float64
-schedule (`solver/reference.py`). Labels are `stable_greenkhorn`, as in the method `kpl`; a second
-block uses `sinkhorn` labels, for which there is no closed form.
+threads; the load of the machine is recorded, for torch's threads suffer most from neighbours.
+Beside each time stand the error of the logits and the share of labels of the float64 schedule
+(`solver/reference.py`). Labels are `stable_greenkhorn`, as in the method `kpl`; a second block uses
+`sinkhorn` labels, for which there is no closed form.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-THREADS = 2
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, str(THREADS))  # read when the libraries load, hence before they are imported
+THREADS = int(os.environ.setdefault("OMP_NUM_THREADS", "2"))
+os.environ["OPENBLAS_NUM_THREADS"] = str(THREADS)  # read when the libraries load, hence before they are imported
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, default=len(SIZES), help="how many of the sizes, smallest first")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
+    load = os.getloadavg()
     rows = []
     print(f"{'n':>5} {'d':>4} {'c':>3} {'labels':>17} {'rival':>15} {'ran':>14} {'median ms':>10} ", end="")
     print(f"{'min..max':>16} {'speedup':>8} {'max error':>10} {'labels =':>9}")
@@ -122,7 +123,13 @@ def main() -> None:
                 print(f"{row['n']:5} {row['d']:4} {row['c']:3} {labels:>17} {row['rival']:>15} ", end="")
                 print(f"{row['ran']:>14} {row['median_ms']:10.1f} {spread:>16} {row['speedup']:8.1f} ", end="")
                 print(f"{row['max_error']:10.1e} {row['label_agreement']:9.4f}", flush=True)
-    record = {**machine_record(("numpy", "torch")), "threads": THREADS, "repeats": args.repeats, "rows": rows}
+    record = {
+        **machine_record(("numpy", "torch")),
+        "threads": THREADS,
+        "repeats": args.repeats,
+        "load_average": {"before": load, "after": os.getloadavg()},
+        "rows": rows,
+    }
     print(f"written: {save('learn_proxies', record)}")
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kpl_engine.arrays import Float64, Floats, check_array
 from kpl_engine.config import LabelMethod, OtIters
 from kpl_engine.errors import ConfigError, ShapeError
+from kpl_engine.solver.checks import check_between, check_count, check_positive
 from kpl_engine.solver.greenkhorn import greenkhorn
 from kpl_engine.solver.softmax import check_rows, log_softmax
 
@@ -119,16 +120,13 @@ def column_targets(sums: Float64, gamma: float, prior: Float64 | None) -> Float6
     return np.full(len(sums), 1.0 / len(sums))
 
 
-def _check_options(method: str, tau_t: float, gamma: float, iters: Any) -> None:
+def _check_options(method: Any, tau_t: Any, gamma: Any, iters: Any) -> None:
     if method not in ("softmax", "sinkhorn", "stable_greenkhorn", "stream"):
         raise ConfigError(f"method: expected 'softmax', 'sinkhorn', 'stable_greenkhorn' or 'stream', got {method!r}")
-    if not 0 < tau_t < np.inf:
-        raise ConfigError(f"tau_t: expected a number > 0, got {tau_t!r}")
-    if not 0 <= gamma <= 1:
-        raise ConfigError(f"gamma: expected a number from 0 to 1, got {gamma!r}")
-    is_count = isinstance(iters, (int, np.integer)) and not isinstance(iters, bool) and iters >= 0
-    if iters != "converged" and not is_count:
-        raise ConfigError(f"iters: expected an integer >= 0 or 'converged', got {iters!r}")
+    check_positive("tau_t", tau_t)
+    check_between("gamma", gamma, 0, 1)
+    if not (isinstance(iters, str) and iters == "converged"):
+        check_count("iters ('converged' or a count)", iters, 0)
 
 
 def _balanced(logs: Float64, method: LabelMethod, targets: Float64, iters: OtIters) -> Float64:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from kpl_engine.arrays import Float32, Float64, Ints, check_array
 from kpl_engine.errors import ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import FrozenProxies, as_float32
+from kpl_engine.solver.checks import check_count, check_positive
 from kpl_engine.solver.closed_form import first_order, project_both_sides
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.softmax import softmax
@@ -57,8 +58,7 @@ class StreamSums:
     @classmethod
     def empty(cls, text_proxies: npt.ArrayLike, tau_t: float = 0.01) -> StreamSums:
         """Sums over no image yet. ``text_proxies`` is (d, c); it is copied."""
-        if not 0 < tau_t < np.inf:
-            raise ConfigError(f"tau_t: expected a number > 0, got {tau_t!r}")
+        check_positive("tau_t", tau_t)
         T = as_float32(check_array("text_proxies", text_proxies, ("d", "c")))
         d, c = T.shape
         return cls(T, float(tau_t), 0.0, np.zeros(d), np.zeros((d, d)), np.zeros(c), np.zeros((d, c)))
@@ -118,8 +118,7 @@ class StreamSums:
 
         Raises `SolverError` before the first image, or if the mean feature is zero.
         """
-        if not 0 < tau_i < np.inf:
-            raise ConfigError(f"tau_i: expected a number > 0, got {tau_i!r}")
+        check_positive("tau_i", tau_i)
         d, c = self.text_proxies.shape
         shares = resolve_prior(prior, c)
         q = np.full(c, 1.0 / c) if shares is None else shares
@@ -214,9 +213,9 @@ class OnZeta:
     def start(cls, text_proxies: npt.ArrayLike, horizon: int, tau_t: float = 0.01, tau_i: float = 0.04) -> OnZeta:
         """State before the first image; ``horizon`` is the expected number of images, >= 1."""
         T = as_float32(check_array("text_proxies", text_proxies, ("d", "c")))
-        for name, value in (("horizon", horizon), ("tau_t", tau_t), ("tau_i", tau_i)):
-            if not 0 < value < np.inf:
-                raise ConfigError(f"{name}: expected a number > 0, got {value!r}")
+        check_count("horizon", horizon, 1)
+        check_positive("tau_t", tau_t)
+        check_positive("tau_i", tau_i)
         return cls(T, int(horizon), float(tau_t), float(tau_i), T.astype(np.float64), np.zeros(T.shape[1]), 0)
 
     def step(self, features: npt.ArrayLike) -> Float32:

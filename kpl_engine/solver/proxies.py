@@ -11,6 +11,7 @@ from kpl_engine.arrays import Bools, Float32, Float64, Floats, check_array
 from kpl_engine.config import SolverName
 from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import Notice, Solution, as_float32
+from kpl_engine.solver.checks import check_between, check_count, check_positive
 from kpl_engine.solver.closed_form import ClosedForm, regime_fault, schedule_fault, solve_closed_form
 from kpl_engine.solver.schedule import ScheduleRun, choose_form, run_dual, run_primal
 from kpl_engine.solver.text_proxy import check_features
@@ -134,13 +135,10 @@ def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bool
 
 
 def _check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
-    for name, value in (("lr", lr), ("tau_i", tau_i)):
-        if not 0 < value < np.inf:
-            raise ConfigError(f"{name}: expected a number > 0, got {value!r}")
-    if np.isnan(alpha):
-        raise ConfigError("alpha: expected a number, got NaN")
-    if isinstance(iters, bool) or not isinstance(iters, (int, np.integer)) or iters < 0:
-        raise ConfigError(f"iters: expected an integer >= 0, got {iters!r}")
+    check_positive("lr", lr)
+    check_positive("tau_i", tau_i)
+    check_between("alpha", alpha, -np.inf, np.inf)
+    check_count("iters", iters, 0)
     names = ("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form")
     if solver not in names:
         raise ConfigError(f"solver: expected one of {list(names)}, got {solver!r}")

@@ -18,9 +18,10 @@ from kpl_engine.arrays import Bools, Float64, Floats
 __all__ = ["ScheduleRun", "choose_form", "run_dual", "run_primal"]
 
 Form = Literal["dual", "primal"]
-# Per-step cost of the two forms on one x86 core in float64 (benchmarks/learn_proxies.py).
-_FLOPS_PER_S = 8e9  # a product with 2..40 columns is bound by loading the matrix from cache, not by the FPU
-_NARROW_COLUMNS = 8  # below this width a product costs as much as one of this width
+# Cost model, fitted to runs of 30 us to 2.5 ms a step on one 2.6 GHz Zen 4 core (benchmarks/learn_proxies.py).
+_FLOPS_PER_S = 3e10  # float64 products of this shape
+_CALL_S = 1.4e-6  # one NumPy call on a small array
+_NARROW_COLUMNS = 8  # loading the matrix bounds a narrow product: below this width it costs what this width does
 _SAFE_EXPONENT = 600.0  # exp overflows float64 above 709; no row maximum is subtracted below this bound
 _BLOCK_BYTES = 1 << 20  # one float64 block of rows stays in a 1-2 MiB L2 cache between its two products
 _RESIDENT_BYTES = 1 << 28  # float64 copy of the features held whole up to 256 MiB, else made block by block
@@ -41,15 +42,16 @@ class ScheduleRun:
 
 
 def choose_form(n: int, d: int, c: int, iters: int) -> Form:
-    """The cheaper form: dual ``2 n² d + iters · 2 n² w`` flops, primal ``iters · 4 n d w``.
+    """The cheaper form by a model of flops and of calls.
 
-    ``w = max(c, 8)``: a narrow product is paid by its matrix operand. Overheads per step are alike
-    (about fifteen array operations on (n, c)) and cancel.
+    Flops: dual ``2 n² d`` once and ``2 n² w`` a step, primal ``4 n d w`` a step, ``w = max(c, 8)``.
+    Calls: dual about 20 a step, primal about 6 and 9 a block of rows.
     """
     width = max(c, _NARROW_COLUMNS)
-    dual = 2.0 * n * n * (d + iters * width)
-    primal = 4.0 * n * d * width * iters
-    return "dual" if dual <= primal else "primal"
+    dual_step = 2.0 * n * n * width / _FLOPS_PER_S + 20 * _CALL_S
+    primal_step = 4.0 * n * d * width / _FLOPS_PER_S + (6 + 9 * len(_row_blocks(n, d))) * _CALL_S
+    dual = 2.0 * n * n * d / _FLOPS_PER_S + iters * dual_step
+    return "dual" if dual <= iters * primal_step else "primal"
 
 
 class _StepSize:

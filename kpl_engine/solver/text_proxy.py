@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from kpl_engine.arrays import Float32, Float64, Floats, Ints, check_array
 from kpl_engine.config import Retrieval
-from kpl_engine.errors import ConfigError, ShapeError
+from kpl_engine.errors import ConfigError, KnowledgeError, ShapeError
 from kpl_engine.knowledge import KnowledgeBase
 from kpl_engine.solver.base import TextProxies
+from kpl_engine.solver.checks import check_count
 from kpl_engine.solver.softmax import check_rows
 
 __all__ = ["KnowledgeLike", "as_knowledge", "check_features", "select_text_proxies"]
@@ -57,8 +58,7 @@ def select_text_proxies(
     ConfigError
         k < 1 or an unknown ``retrieval``.
     """
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ConfigError(f"k: expected an integer >= 1, got {k!r}")
+    check_count("k", k, 1)
     if retrieval not in ("mean", "per_image", "all"):
         raise ConfigError(f"retrieval: expected 'mean', 'per_image' or 'all', got {retrieval!r}")
     images = check_features(features)
@@ -92,7 +92,14 @@ def check_features(features: npt.ArrayLike) -> Float32:
 
 def as_knowledge(knowledge: KnowledgeLike) -> KnowledgeBase:
     """The knowledge base itself, or one made from arrays of embeddings."""
-    return knowledge if isinstance(knowledge, KnowledgeBase) else KnowledgeBase.from_arrays(knowledge)
+    if isinstance(knowledge, KnowledgeBase):
+        return knowledge
+    if isinstance(knowledge, (str, bytes)) or not isinstance(knowledge, (Mapping, Sequence, np.ndarray)):
+        raise KnowledgeError(
+            "knowledge: expected a KnowledgeBase, a mapping of class to (m, d) embeddings, or a sequence of those, "
+            f"got {type(knowledge).__name__}"
+        )
+    return KnowledgeBase.from_arrays(knowledge)
 
 
 def _unit_mean(block: Float64, best: Ints) -> Float64:
