@@ -22,7 +22,7 @@ __all__ = ["EncodedImages", "encode_stream"]
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EncodedImages:
     """Features of the pictures that could be used, and what became of the others.
 
@@ -48,7 +48,7 @@ class EncodedImages:
         return cls(features, np.arange(n, dtype=np.int64), labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Prepared:
     """One picture ready for the encoder, or the reason it is not."""
 

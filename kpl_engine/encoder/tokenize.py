@@ -23,7 +23,7 @@ _MAX_CONTEXT = 1 << 16
 _MAX_BYTES = 1 << 28
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenBatch:
     """``ids`` (m, context_length) int64, and which texts lost their end."""
 
@@ -140,7 +140,8 @@ class _HuggingFaceTokenizer:
         truncated = tuple(row for row, encoding in enumerate(encodings) if encoding.overflowing)
         if truncated and not truncate:
             row = truncated[0]
-            num_cut = sum(sum(part.attention_mask) for part in encodings[row].overflowing)
+            # Every part that was cut off carries start and end tokens and padding of its own.
+            num_cut = sum(part.special_tokens_mask.count(0) for part in encodings[row].overflowing)
             raise _too_long(row, found[row], self.context_length + num_cut, self.context_length)
         ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)  # (m, context_length) int64
         ids = ids.reshape(len(found), self.context_length)

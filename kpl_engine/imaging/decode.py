@@ -55,7 +55,7 @@ _READERS: tuple[tuple[str, tuple[bytes, ...], Any], ...] = (
 _FORMATS = ", ".join(name for name, _, _ in _READERS) + ", DICOM"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DecodedImage:
     """One picture: upright RGB ``pixels`` (h, w, 3) uint8, what to tell the user, and the time it took."""
 
