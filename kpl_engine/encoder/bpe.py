@@ -6,7 +6,7 @@ word, one a merge in order of rank. Source: Radford et al. 2021 (CLIP), byte-lev
 
 from __future__ import annotations
 
-import itertools
+import heapq
 from collections.abc import Sequence
 
 from kpl_engine.errors import EncoderError
@@ -75,24 +75,55 @@ class BytePairEncoder:
     def _encode_word(self, word: str) -> tuple[int, ...]:
         parts = [self._symbols[byte] for byte in word.encode("utf-8")]
         parts[-1] += _END
-        while len(parts) > 1:
-            ranked = [self._ranks.get(pair, -1) for pair in itertools.pairwise(parts)]
-            known = [rank for rank in ranked if rank >= 0]
-            if not known:
-                break
-            parts = _merge(parts, ranked, min(known))
-        return tuple(self._ids[part] for part in parts)
+        return tuple(self._ids[part] for part in _Chain(parts, self._ranks).merge())
 
 
-def _merge(parts: list[str], ranked: list[int], rank: int) -> list[str]:
-    """``parts`` with every pair of this rank joined, from the left."""
-    joined: list[str] = []
-    index = 0
-    while index < len(parts):
-        if index < len(ranked) and ranked[index] == rank:
-            joined.append(parts[index] + parts[index + 1])
-            index += 2
-        else:
-            joined.append(parts[index])
-            index += 1
-    return joined
+class _Chain:
+    """The parts of one word as a linked list, so that a word of n bytes costs O(n log n), not O(n²).
+
+    The pair of lowest rank is joined everywhere, from the left, before the next one is looked for.
+    """
+
+    def __init__(self, parts: list[str], ranks: dict[tuple[str, str], int]) -> None:
+        self._parts: list[str | None] = list(parts)  # None once joined to the left neighbour
+        self._ranks = ranks
+        self._next = [*range(1, len(parts)), -1]
+        self._previous = list(range(-1, len(parts) - 1))
+        self._places: dict[int, list[int]] = {}  # rank -> left ends of that pair; some may be stale
+        self._queue: list[int] = []
+        for left in range(len(parts) - 1):
+            self._note(left)
+
+    def merge(self) -> list[str]:
+        while self._queue:
+            rank = heapq.heappop(self._queue)
+            for left in sorted(self._places.pop(rank)):
+                if self._rank(left) == rank:
+                    self._join(left)
+        return [part for part in self._parts if part is not None]
+
+    def _rank(self, left: int) -> int:
+        """Rank of the pair that begins at ``left``, -1 for none."""
+        if left < 0 or self._next[left] < 0:
+            return -1
+        first, second = self._parts[left], self._parts[self._next[left]]
+        return -1 if first is None or second is None else self._ranks.get((first, second), -1)
+
+    def _note(self, left: int) -> None:
+        rank = self._rank(left)
+        if rank >= 0:
+            if rank not in self._places:
+                self._places[rank] = []
+                heapq.heappush(self._queue, rank)
+            self._places[rank].append(left)
+
+    def _join(self, left: int) -> None:
+        right = self._next[left]
+        after = self._next[right]
+        self._parts[left] = f"{self._parts[left]}{self._parts[right]}"
+        self._parts[right] = None
+        self._next[left] = after
+        if after >= 0:
+            self._previous[after] = left
+        self._note(self._previous[left])
+        self._note(left)

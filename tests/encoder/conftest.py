@@ -108,7 +108,11 @@ def make_bundle(tmp_path):
         table = rng.standard_normal((518, 5)).astype(np.float32)
         options = {}
         if external:
-            options = {"save_as_external_data": True, "location": "image.onnx.data", "size_threshold": 40}
+            options = {
+                "save_as_external_data": True,
+                "location": "image.onnx.data",
+                "size_threshold": 64,
+            }  # the weights, not the axes
         onnx.save_model(image_graph(onnx, weights, spoil), tmp_path / "image.onnx", **options)
         kind = onnx.TensorProto.INT32 if int32 else onnx.TensorProto.INT64
         onnx.save_model(text_graph(onnx, table, kind), tmp_path / "text.onnx")

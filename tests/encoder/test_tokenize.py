@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,28 @@ def test_any_unicode_equals_open_clip(full):
         np.testing.assert_array_equal(ours.encode(texts, truncate=True).ids, theirs(texts).numpy())
 
     check()
+
+
+@pytest.mark.torch
+def test_merges_in_any_order_equal_open_clip(open_clip, describe, short_merges):
+    """Shuffled ranks are no trained tokenizer, but they reach every branch of the merging."""
+    theirs = open_clip.tokenizer.SimpleTokenizer(str(short_merges))
+    merges = describe(theirs)["merges"]
+    order = np.random.default_rng(0).permutation(len(merges))
+    theirs.bpe_ranks = {tuple(merges[i].split()): int(rank) for i, rank in enumerate(order)}
+    ours = load_tokenizer(describe(theirs) | {"merges": merges})
+    ours._bpe._ranks = theirs.bpe_ranks
+    texts = [*corpus(), *("".join(np.random.default_rng(s).choice(list("aeinrst"), 60)) for s in range(50))]
+    np.testing.assert_array_equal(ours.encode(texts, truncate=True).ids, theirs(texts).numpy())
+
+
+def test_a_word_of_a_megabyte_is_quick():
+    """The plain algorithm is quadratic and would take hours."""
+    ours = load_tokenizer(DESCRIPTOR)
+    start = time.perf_counter()
+    with pytest.raises(TextTooLongError):
+        ours.encode(["lung" * 250_000])
+    assert time.perf_counter() - start < 60
 
 
 @pytest.mark.torch
