@@ -165,6 +165,7 @@ def _export(
     overwrite: bool,
     stages: _Stages,
 ) -> ExportReport:
+    from . import verify
     from .tokenizer import describe_tokenizer, load_tokenizer
 
     descriptor = b""
@@ -173,6 +174,7 @@ def _export(
             tokenizer = load_tokenizer(loaded, tokenizer_name)
             vocab_size = _vocab_size(loaded)
             descriptor = _canonical(describe_tokenizer(tokenizer, vocab_size))
+            verify.verify_tokenizer(descriptor, tokenizer)
     image = _image_tower(loaded, work, settings, stages)
     text = _text_tower(loaded, work, tokenizer, vocab_size, settings, stages) if with_text else None
     if text is not None and text.width != image.width:

@@ -93,7 +93,7 @@ def _simple(path: Path | None, context_length: int, options: Mapping[str, Any]) 
 def _override(override: str, loaded: LoadedModel, context_length: int, options: dict[str, Any]) -> Any:
     path = Path(override).expanduser()
     if override == BUILT_IN or path.suffix in (".gz", ".txt"):
-        options.pop("strip_sep_token", None)
+        options = {key: value for key, value in options.items() if key not in ("strip_sep_token", "bpe_path")}
         return _simple(None if override == BUILT_IN else path, context_length, options)
     if not path.exists():
         raise InputError(f"--tokenizer: {path}: no such file or folder")

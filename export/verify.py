@@ -14,21 +14,32 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize
 
 from kpl_engine.arrays import Float32, Ints, UInt8
+from kpl_engine.encoder.tokenize import load_tokenizer
 from kpl_engine.errors import ConfigError, ExportError, ParityError
 
 __all__ = [
     "FP32_GATES",
     "Gates",
     "Parity",
+    "check_batches",
     "check_parity",
     "image_reference",
     "random_pixels",
     "random_tokens",
     "text_reference",
     "verify_graph",
+    "verify_tokenizer",
 ]
 
 WORDS = "a chest x-ray of lungs with small nodule, effusion and no fracture µg 5 mm Größe 肺"
+TOKENIZER_TEXTS = (
+    "",
+    WORDS,
+    WORDS.upper() + "; SUVmax=7.4 (T1/T2-weighted).",
+    "it's the patient's  2nd\tfilm\nwe've seen &amp; “read” -- under_score",
+    "\U0001fac1 Ｆｕｌｌ ﬁbrosis ΟΔΟΣ İstanbul",
+    "effusion " * 400,
+)
 BATCHES = (1, 2, 3, 5)
 REFERENCE_BATCH = 4  # none of BATCHES: the comparison is across batch sizes too
 
@@ -86,6 +97,24 @@ def random_tokens(tokenize: Callable[[list[str]], Tensor], vocab_size: int, num:
     is_word[: num // 2] = False
     tokens[is_word] = rng.choice(ordinary, int(is_word.sum()))
     return tokens
+
+
+def verify_tokenizer(descriptor: bytes, tokenize: Callable[[list[str]], Tensor]) -> None:
+    """Hold what the runtime reads from the descriptor to what open_clip's tokenizer gives, id by id.
+
+    Raises
+    ------
+    ParityError
+        The ids of a text differ.
+    """
+    wanted = tokenize(list(TOKENIZER_TEXTS)).numpy()  # (m, context) int64
+    got = load_tokenizer(descriptor).encode(TOKENIZER_TEXTS, truncate=True).ids
+    for text, ours, theirs in zip(TOKENIZER_TEXTS, got, wanted, strict=True):
+        if not np.array_equal(ours, theirs):
+            raise ParityError(
+                f"tokenizer.json: the runtime's ids of {text[:60]!r} differ from open_clip's. Give another tokenizer "
+                "with --tokenizer, or export the image tower alone with --no-text"
+            )
 
 
 def image_reference(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Float32]:

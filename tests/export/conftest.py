@@ -63,12 +63,7 @@ def write_siglip_json(path):
     """A small `tokenizers` JSON of T5's layout: words, then the end token, then padding."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = [
-        "<pad>",
-        "</s>",
-        "<unk>",
-        *["a", "chest", "x", "ray", "of", "lung", "with", "small", "nodule", "and", "no", "effusion"],
-    ]
+    words = ["<pad>", "</s>", "<unk>", "a", "chest", "x", "ray", "of", "lung", "with", "small", "nodule", "and"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
