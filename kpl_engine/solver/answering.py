@@ -63,6 +63,8 @@ class Clock:
 def check_method(method: str, config: MethodConfig) -> None:
     if method not in METHODS:
         raise ConfigError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(config, MethodConfig):
+        raise ConfigError(f"config: expected a MethodConfig, got {type(config).__name__}")
     if config.retrieval == "per_image" and method in ("kpl_stream", "onzeta"):
         raise ConfigError(
             f"retrieval: {method!r} needs one matrix of text proxies, which 'per_image' has not; use 'mean' or 'all'"

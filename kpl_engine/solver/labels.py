@@ -81,8 +81,8 @@ def refine_labels(
     arXiv 1705.09634.
     """
     _check_options(method, tau_t, gamma, iters)
-    given = np.asarray(similarities)
-    values = check_array("similarities", given, ("n", "c"), np.float64, finite=False)
+    values = check_array("similarities", similarities, ("n", "c"), np.float64, finite=False)
+    dtype = np.float64 if np.asarray(similarities).dtype == np.float64 else np.float32
     if 0 in values.shape:
         raise ShapeError(f"similarities: expected at least one image and one class, got shape {values.shape}")
     check_rows("similarities", values, finite=False)
@@ -92,7 +92,7 @@ def refine_labels(
     else:
         targets = column_targets(np.exp(logs).sum(axis=0), gamma, resolve_prior(prior, values.shape[1], gamma))
         labels = _balanced(logs, method, targets, iters)
-    return labels.astype(np.float64 if given.dtype == np.float64 else np.float32, copy=False)
+    return labels.astype(dtype, copy=False)
 
 
 def resolve_prior(prior: npt.ArrayLike | None, num_classes: int, gamma: float = 0.0) -> Float64 | None:
@@ -102,11 +102,12 @@ def resolve_prior(prior: npt.ArrayLike | None, num_classes: int, gamma: float = 
     if gamma > 0:
         raise ConfigError(f"prior and gamma = {gamma}: expected one of them, got both; a prior needs gamma = 0")
     shares: Float64 = check_array("prior", prior, (num_classes,), np.float64)
-    if (shares < 0).any() or not 0 < shares.sum() < np.inf:
+    if (shares < 0).any() or not shares.any():
         raise ShapeError(
             f"prior: expected {num_classes} shares >= 0 with a sum above 0, got {shares.tolist()}; "
             "give the expected share of each class"
         )
+    shares = shares / shares.max()  # so that no sum of huge shares overflows
     return np.asarray(shares / shares.sum(), dtype=np.float64)
 
 

@@ -65,12 +65,12 @@ def solve(
     ConfigError
         Unknown method, or an option the method does not have.
     """
-    settings = config or MethodConfig()
+    settings = MethodConfig() if config is None else config
+    check_method(method, settings)
     clock = Clock()
     X = check_features(features)
     base = as_knowledge(knowledge)
     c = len(base.classes)
-    check_method(method, settings)
     resolve_prior(prior, c, settings.gamma if method in ("inmap", "kpl") else 0.0)
     text = select_text_proxies(X, base, settings.k, settings.retrieval)
     S = similarities_of(X, text)  # (n, c) float64

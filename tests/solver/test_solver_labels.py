@@ -239,11 +239,20 @@ def test_bad_arrays_are_named():
     S[[1, 4], 0] = np.nan
     with pytest.raises(ShapeError, match=r"2 of 5 rows \(1, 4\)"):
         refine_labels(S)
-    for bad in (np.zeros(3), np.zeros((0, 3)), np.zeros((3, 0)), np.array([["a", "b"]]), np.zeros((2, 2), complex)):
+    for bad in (
+        [[1, 2], [3]],
+        np.zeros(3),
+        np.zeros((0, 3)),
+        np.zeros((3, 0)),
+        np.array([["a", "b"]]),
+        np.zeros((2, 2), complex),
+    ):
         with pytest.raises(ShapeError, match="similarities"):
             refine_labels(bad)
 
 
 def test_prior_is_scaled_to_one():
     S = similarities(30, 3, 0)
-    np.testing.assert_array_equal(refine_labels(S, prior=[1, 2, 5]), refine_labels(S, prior=[0.125, 0.25, 0.625]))
+    expected = refine_labels(S, prior=[0.125, 0.25, 0.625])
+    for scale in (8, 1e-300, 1e308):
+        np.testing.assert_allclose(refine_labels(S, prior=np.array([0.125, 0.25, 0.625]) * scale), expected, rtol=1e-12)

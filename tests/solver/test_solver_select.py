@@ -236,6 +236,8 @@ def test_bad_input_is_named_and_loses_nothing(data):
     np.testing.assert_array_equal(data.features, before)
     with pytest.raises(ConfigError, match="method"):
         solve(data.features, data.descriptions, "KPL")
+    with pytest.raises(ConfigError, match="MethodConfig"):
+        solve(data.features, data.descriptions, "kpl", {"k": 3})
     for method in ("kpl_stream", "onzeta"):
         with pytest.raises(ConfigError, match="per_image"):
             solve(data.features, data.descriptions, method, MethodConfig(retrieval="per_image"))

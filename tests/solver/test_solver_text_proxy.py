@@ -116,6 +116,11 @@ def test_bad_input_is_named(make_clip_like):
     broken[3, 0], broken[7, 1] = np.nan, np.inf
     with pytest.raises(ShapeError, match=r"rows \(3, 7\)"):
         select_text_proxies(broken, data.descriptions)
+    with pytest.raises(ShapeError, match="rows"):
+        select_text_proxies(data.features.astype(float) * 1e300, data.descriptions)  # beyond float32
+    for knowledge in (None, "text", 3, {"a": ["words, not embeddings"]}):
+        with pytest.raises((KnowledgeError, ShapeError)):
+            select_text_proxies(data.features, knowledge)
     for k in (0, -1, 2.5, True, None):
         with pytest.raises(ConfigError, match="k:"):
             select_text_proxies(data.features, data.descriptions, k=k)
