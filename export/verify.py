@@ -15,7 +15,7 @@ from torchvision.transforms.functional import normalize
 
 from kpl_engine.arrays import Float32, Ints, UInt8
 from kpl_engine.encoder.tokenize import load_tokenizer
-from kpl_engine.errors import ConfigError, ExportError, ParityError
+from kpl_engine.errors import ConfigError, EncoderError, ExportError, ParityError
 
 __all__ = [
     "FP32_GATES",
@@ -106,9 +106,14 @@ def verify_tokenizer(descriptor: bytes, tokenize: Callable[[list[str]], Tensor])
     ------
     ParityError
         The ids of a text differ.
+    ExportError
+        The runtime cannot read the descriptor.
     """
     wanted = tokenize(list(TOKENIZER_TEXTS)).numpy()  # (m, context) int64
-    got = load_tokenizer(descriptor).encode(TOKENIZER_TEXTS, truncate=True).ids
+    try:
+        got = load_tokenizer(descriptor).encode(TOKENIZER_TEXTS, truncate=True).ids
+    except EncoderError as error:
+        raise ExportError(f"the runtime cannot read the tokenizer of this model: {error}") from error
     for text, ours, theirs in zip(TOKENIZER_TEXTS, got, wanted, strict=True):
         if not np.array_equal(ours, theirs):
             raise ParityError(

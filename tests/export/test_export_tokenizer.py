@@ -199,9 +199,12 @@ def test_descriptor_the_runtime_reads_differently_is_refused(vit_folder):
     tokenizer = load_tokenizer(loaded)
     descriptor = describe_tokenizer(tokenizer, loaded.model.vocab_size)
     verify_tokenizer(json.dumps(descriptor).encode(), tokenizer)
-    for change in ({"clean": "whitespace"}, {"merges": descriptor["merges"][::-1]}, {"pad": 1}):
+    swapped = {"sot": descriptor["eot"], "eot": descriptor["sot"]}
+    for change in ({"clean": "whitespace"}, {"pad": 1}, swapped):
         with pytest.raises(ParityError, match="the runtime's ids"):
             verify_tokenizer(json.dumps({**descriptor, **change}).encode(), tokenizer)
+    with pytest.raises(ExportError, match="cannot read"):
+        verify_tokenizer(json.dumps({**descriptor, "merges": descriptor["merges"][::-1]}).encode(), tokenizer)
 
 
 def test_random_tokens_keep_the_layout(vit_folder):
