@@ -26,7 +26,9 @@ DATA = HERE.parent.parent / "kpl_engine" / "data"
 CHECKPOINT = HERE / "phantom-clip-v1"  # the folder's name is the encoder's name in the manifest
 KNOWLEDGE = HERE / "knowledge.json"
 KNOWLEDGE_NAME = "chest"
-TEMPLATE = "chest film with {class}: {feature}"
+TEMPLATE = (
+    "a photo of a {class}, which has {feature}"  # the published one; also the best for zeroshot on the check films
+)
 MAX_BATCH = 32
 
 
