@@ -133,10 +133,13 @@ def export_encoder(
         loaded = load.load_model(model, pretrained)
     for note in loaded.notes:
         stages.note(note)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the output, so that several gigabytes of weights stay on the disk they are meant for.
-    with tempfile.TemporaryDirectory(prefix=".kpl-export-", dir=output.parent) as work:
-        return _export(loaded, output, Path(work), tokenizer, with_text, settings, overwrite, stages)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the output, so that several gigabytes of weights stay on the disk they are meant for.
+        with tempfile.TemporaryDirectory(prefix=".kpl-export-", dir=output.parent) as work:
+            return _export(loaded, output, Path(work), tokenizer, with_text, settings, overwrite, stages)
+    except OSError as error:
+        raise ExportError(f"-o {output}: cannot be written ({error.strerror or error}); nothing was changed") from error
 
 
 @dataclass(frozen=True)

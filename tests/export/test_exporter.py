@@ -171,6 +171,22 @@ def test_existing_outputs(vit_folder, tmp_path):
     assert report.encoder["text"] is not None
 
 
+def test_unwritable_place_is_named(vit_folder, tmp_path):
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
+    with pytest.raises(ExportError, match=r"file/out: cannot be written"):
+        export_encoder(f"local-dir:{vit_folder}", None, tmp_path / "file" / "out", max_batch=1)
+
+
+def test_disk_full_while_writing(vit_folder, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(to_onnx.onnx_ir, "save", fail)
+    with pytest.raises(ExportError, match="No space left"):
+        export_encoder(f"local-dir:{vit_folder}", None, tmp_path / "out", max_batch=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_batch_of_one_example_is_refused(vit_folder, tmp_path):
     loaded = load_model(f"local-dir:{vit_folder}")
     tower = to_onnx.ImageTower(loaded.model, [0.5] * 3, [0.5] * 3)
