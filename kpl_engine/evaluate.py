@@ -62,7 +62,7 @@ class Evaluation:
 
     root: Path
     classes: tuple[str, ...]
-    truth: Ints  # (n_ok,) class index of every usable image
+    truth: Ints  # (n_ok,) class index of every usable image, in the shuffled order of the answers
     results: tuple[MethodResult, ...]
     failures: tuple[Failure, ...]
     notices: tuple[str, ...]
@@ -136,7 +136,8 @@ def evaluate(
     """Classify a labelled folder with every method; images are decoded and encoded once.
 
     The three published methods always come first and in the published order; ``methods`` adds to
-    them. Unusable images are left out of every figure and listed in ``failures``.
+    them. Unusable images are left out of every figure and listed in ``failures``. The images are
+    taken in one shuffled order (seed 0), which ``truth`` and every ``answers`` share.
     """
     base = engine.knowledge(knowledge)
     folder = scan_folder(root)
@@ -144,14 +145,14 @@ def evaluate(
     encoded = engine.encode(folder.paths, progress=progress)
     if len(encoded.features) == 0:
         raise InputError(f"{str(folder.root)!r}: none of its {len(folder.paths)} images could be used")
-    truth = class_of_folder[folder.folder_index][encoded.ok_index]
+    # Sorted by class, as folders are, onzeta would see one class after the other; no other method minds the order.
+    shuffled = np.random.default_rng(0).permutation(len(encoded.features))
+    features, truth = encoded.features[shuffled], class_of_folder[folder.folder_index][encoded.ok_index][shuffled]
     order = [method for _, method in PUBLISHED_ORDER]
     order += [method for method in methods if method not in order]
     results = []
     for method in order:
-        answers = engine.classify(
-            features=encoded.features, method=method, knowledge=base.name, settings=settings, prior=prior
-        )
+        answers = engine.classify(features=features, method=method, knowledge=base.name, settings=settings, prior=prior)
         results.append(MethodResult(method, measure(truth, answers.class_indices, answers.probabilities), answers))
     absent = [name for j, name in enumerate(base.classes) if j not in set(truth.tolist())]
     notices = [f"no usable image of class {name!r}: its figures are undefined" for name in absent]
