@@ -26,9 +26,8 @@ DATA = HERE.parent.parent / "kpl_engine" / "data"
 CHECKPOINT = HERE / "phantom-clip-v1"  # the folder's name is the encoder's name in the manifest
 KNOWLEDGE = HERE / "knowledge.json"
 KNOWLEDGE_NAME = "chest"
-TEMPLATE = (
-    "a photo of a {class}, which has {feature}"  # the published one; also the best for zeroshot on the check films
-)
+# the published template, and of those tried the best for zeroshot on the check films
+TEMPLATE = "a photo of a {class}, which has {feature}"
 MAX_BATCH = 32
 
 

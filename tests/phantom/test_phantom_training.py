@@ -32,6 +32,13 @@ def test_a_few_steps_lower_the_loss(short: tuple[Path, list[float]]) -> None:
     assert np.mean(losses[-8:]) < np.mean(losses[:8]) - 0.1
 
 
+def test_training_repeats_itself_bit_for_bit_on_one_machine(tmp_path: Path) -> None:
+    runs = [training.train(tmp_path / name, steps=3, films=48, batch=24, seed=5) for name in ("first", "second")]
+    assert runs[0] == runs[1]
+    for file in ("open_clip_model.safetensors", training.MERGES_FILE, "open_clip_config.json"):
+        assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "second" / file).read_bytes()
+
+
 def test_the_checkpoint_loads_offline_as_a_local_dir(short: tuple[Path, list[float]]) -> None:
     import open_clip
 
