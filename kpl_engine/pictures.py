@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from kpl_engine.arrays import Ints, UInt8
 
@@ -43,12 +43,25 @@ def _fit(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | Im
     return text + "..."
 
 
+def _wrap(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> list[str]:
+    """``text`` on at most two lines of ``width`` pixels, the second one shortened if it must be."""
+    words = text.split()
+    for count in range(len(words), 0, -1):
+        first = " ".join(words[:count])
+        if draw.textlength(first, font=font) <= width:
+            rest = " ".join(words[count:])
+            return [first, _fit(draw, rest, font, width)] if rest else [first]
+    return [_fit(draw, text, font, width)]
+
+
 def draw_contact_sheet(
-    tiles: Sequence[Tile], path: Path, *, heading: str, num_columns: int = 6, size: int = 150
+    tiles: Sequence[Tile], path: Path, *, heading: str, num_columns: int = 5, size: int = 210
 ) -> None:
     """Write a PNG with one captioned thumbnail per tile; a green or red frame says right or wrong."""
-    num_lines = max((len(tile.lines) for tile in tiles), default=0)
-    cell_width, cell_height = size + 24, size + 30 + 15 * num_lines
+    num_lines = max((2 * len(tile.lines) for tile in tiles), default=0)  # every line may wrap once
+    cell_width, cell_height = size + 24, size + 34 + 15 * num_lines
     num_rows = -(-len(tiles) // num_columns)
     sheet = Image.new("RGB", (num_columns * cell_width + 16, num_rows * cell_height + 48), _PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -61,15 +74,13 @@ def draw_contact_sheet(
 
 
 def _draw_tile(sheet: Image.Image, draw: ImageDraw.ImageDraw, tile: Tile, left: int, top: int, size: int) -> None:
-    thumbnail = Image.fromarray(tile.pixels)
-    thumbnail.thumbnail((size, size))
-    sheet.paste(thumbnail, (left, top))
+    sheet.paste(ImageOps.pad(Image.fromarray(tile.pixels), (size, size), color=_INK), (left, top))
     colour = _GREY if tile.is_right is None else _GOOD if tile.is_right else _BAD
     draw.rectangle((left - 2, top - 2, left + size + 1, top + size + 1), outline=colour, width=2)
     draw.text((left, top + size + 4), _fit(draw, tile.title, _font(13), size), fill=colour, font=_font(13))
-    for row, line in enumerate(tile.lines):
-        text = _fit(draw, line, _font(11), size)
-        draw.text((left, top + size + 22 + 15 * row), text, fill=_GREY, font=_font(11))
+    wrapped = [piece for line in tile.lines for piece in _wrap(draw, line, _font(11), size)]
+    for row, line in enumerate(wrapped):
+        draw.text((left, top + size + 22 + 15 * row), line, fill=_GREY, font=_font(11))
 
 
 def draw_confusion(matrix: Ints, classes: Sequence[str], path: Path, *, heading: str) -> None:

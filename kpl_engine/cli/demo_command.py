@@ -73,12 +73,11 @@ def _print(report: Evaluation, result: Classification, load_ms: float, num_rows:
 
 
 def _draw_sheet(report: Evaluation, result: Classification, path: Path) -> None:
-    """Thirty images, the same number from every class folder in turn."""
+    """Five images of every class folder."""
     by_class: dict[str, list[int]] = {}
     for index, name in enumerate(result.names):
         by_class.setdefault(Path(name).parent.name, []).append(index)
-    share = max(1, 30 // len(by_class))
-    tiles = [_tile(result, index, folder) for folder, found in by_class.items() for index in found[:share]]
+    tiles = [_tile(result, index, folder) for folder, found in by_class.items() for index in found[:5]]
     figures = ", ".join(f"{r.method} {100 * r.metrics.accuracy:.1f} %" for r in report.results)
     draw_contact_sheet(tiles, path, heading=f"kpl-engine demo (synthetic, not for clinical use): {figures}")
 
@@ -88,6 +87,7 @@ def _tile(result: Classification, index: int, truth: str) -> Tile:
     if label is None:
         raise RuntimeError(f"a bundled image failed: {result.failures}")
     probability = float(result.probabilities[index, result.class_indices[index]])
-    lines = (f"true: {truth}; text: {result.text_labels[index]}", *(e.description for e in result.evidence[index]))
+    reasons = (f"{e.similarity:.2f} {e.description}" for e in result.evidence[index])
+    lines = (f"true: {truth}; text proxy: {result.text_labels[index]}", *reasons)
     pixels = decode_image(Path(result.names[index])).pixels
     return Tile(pixels, f"{label} {probability:.2f}", lines, is_right=label == truth)
