@@ -26,6 +26,7 @@ from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve
 __all__ = ["Classification", "Engine", "Evidence", "Failure"]
 
 Progress = Callable[[int, int], None]
+_StreamKey = tuple[str, MethodName, MethodConfig, tuple[float, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Engine:
         self.config = config if config is not None else EngineConfig()
         self._knowledge = {base.name: base for base in knowledge}
         self._frozen = dict(frozen or {})
-        self._streams: dict[tuple[str, MethodName, MethodConfig], StreamSolver] = {}
+        self._streams: dict[_StreamKey, StreamSolver] = {}
         for base in self._knowledge.values():
             self._check_fits(base)
 
@@ -322,7 +323,8 @@ class Engine:
     def _stream(
         self, base: KnowledgeBase, method: MethodName, config: MethodConfig, prior: npt.ArrayLike | None
     ) -> StreamSolver:
-        key = (base.name, method, config)
+        shares = None if prior is None else tuple(np.asarray(prior, dtype=np.float64).ravel().tolist())
+        key = (base.name, method, config, shares)  # another setting is another stream, never a mixture of two
         if key not in self._streams:
             self._streams[key] = StreamSolver(base, method, config, prior)
         return self._streams[key]

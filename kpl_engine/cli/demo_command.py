@@ -15,6 +15,7 @@ from kpl_engine.data import demo_bundle, demo_images
 from kpl_engine.engine import Classification, Engine
 from kpl_engine.evaluate import Evaluation, evaluate
 from kpl_engine.imaging.decode import decode_image
+from kpl_engine.imaging.sources import list_images
 from kpl_engine.pictures import Tile, draw_confusion, draw_contact_sheet
 
 __all__ = ["add_parser", "run"]
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     with Engine.load(demo_bundle()) as engine, progress_bar("images") as progress:
         load_ms = (perf_counter() - started) * 1e3
         report = evaluate(engine, root, methods=_METHODS, progress=progress)
-        result = engine.classify(sorted(path for path in root.rglob("*.*") if path.is_file()), progress=progress)
+        result = engine.classify(list_images(root), progress=progress)
     args.output.mkdir(parents=True, exist_ok=True)
     sheet, confusion = args.output / "contact-sheet.png", args.output / "confusion-kpl.png"
     _draw_sheet(report, result, sheet)
@@ -65,6 +66,8 @@ def _print(report: Evaluation, result: Classification, load_ms: float, num_rows:
     if 0 < num_rows < len(result.names):
         print(f"... {len(result.names) - num_rows} more (--rows 0 prints all)")
     print(f"\naccuracy on the {len(report.truth)} bundled images:\n{methods_table(report)}")
+    best = max(report.results, key=lambda entry: entry.metrics.accuracy).method
+    print(f"best on these phantoms: {best}. It depends on model and images: try yours with `kpl-engine eval`.")
     rows = [["load the bundle", f"{load_ms:.1f}"]]
     rows += [[stage.replace("_", " "), f"{result.timings_ms[stage]:.1f}"] for stage in _STAGES]
     print(f"\ntime of each stage, {len(result.names)} images:\n{format_table(['stage', 'ms'], rows)}")

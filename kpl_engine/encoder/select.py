@@ -15,7 +15,9 @@ __all__ = ["PREFERENCE", "available_providers", "load_encoder"]
 PREFERENCE = ("CUDAExecutionProvider", "CPUExecutionProvider")
 _DEVICE = re.compile(r"auto|cpu|cuda(?::(\d{1,3}))?")
 _HOW = {
-    "CUDAExecutionProvider": 'pip install "kpl-engine[gpu]" on a machine with an NVIDIA driver, or use device="cpu"',
+    # Both wheels own the package onnxruntime: with both installed, whichever came last wins.
+    "CUDAExecutionProvider": "on a machine with an NVIDIA driver: pip uninstall onnxruntime, then "
+    'pip install onnxruntime-gpu; or use device="cpu"',
     "TensorrtExecutionProvider": "install onnxruntime-gpu and TensorRT",
 }
 

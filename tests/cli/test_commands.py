@@ -14,6 +14,7 @@ from PIL import Image
 
 from kpl_engine.cli.main import main
 from kpl_engine.data import demo_bundle, demo_images
+from kpl_engine.imaging.sources import list_images
 
 BUNDLE = str(demo_bundle())
 IMAGES = str(demo_images())
@@ -45,7 +46,7 @@ def bundle(tmp_path_factory):
 
 
 def all_images():
-    return sorted(demo_images().rglob("*.png"))
+    return list_images(demo_images())
 
 
 def test_demo_prints_everything_it_promises(call, tmp_path):
@@ -88,7 +89,7 @@ def test_classify_takes_files_globs_folders_and_stdin(call):
     paths = [str(path) for path in all_images()]
     by_folder = call("classify", BUNDLE, IMAGES, "--csv")[1]
     assert call("classify", BUNDLE, *paths, "--csv")[1] == by_folder
-    assert call("classify", BUNDLE, f"{IMAGES}/*/*.png", "--csv")[1] == by_folder
+    assert call("classify", BUNDLE, f"{IMAGES}/*/*", "--csv")[1] == by_folder
     assert call("classify", BUNDLE, "-", "--csv", stdin="\n".join(paths))[1] == by_folder
 
 

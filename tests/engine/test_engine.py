@@ -142,6 +142,13 @@ def test_stream_mode_carries_state_across_calls(engine, encoder, make_knowledge,
         engine.classify(images, "kpl", "stream")
 
 
+def test_a_stream_with_another_prior_is_another_stream(engine, encoder, make_knowledge, images):
+    engine.classify(images[:20], mode="stream")
+    other = engine.classify(images[20:], mode="stream", prior=[0.6, 0.2, 0.2])
+    alone = Engine(encoder, [make_knowledge()]).classify(images[20:], mode="stream", prior=[0.6, 0.2, 0.2])
+    np.testing.assert_array_equal(other.probabilities, alone.probabilities)
+
+
 def test_several_knowledge_bases_share_one_encoding(encoder, make_knowledge, images):
     lung, eye = make_knowledge("lung"), make_knowledge("eye", ("healthy", "cataract"))
     engine = Engine(encoder, [lung, eye])

@@ -10,6 +10,7 @@ import pytest
 
 from kpl_engine.cli.main import build_parser, main
 from kpl_engine.data import demo_bundle, demo_images
+from kpl_engine.imaging.sources import list_images
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -37,7 +38,7 @@ def test_the_five_lines_run(tmp_path, monkeypatch, capsys):
         shutil.copytree(demo_images() / name, Path("Shenzhen") / name)
     shutil.copytree("Shenzhen", "films")
     (block,) = (text for text in blocks("bash") if "kpl-engine export" in text)
-    brought = {"ViT-L-14 --pretrained openai": f"local-dir:{ROOT}/tests/phantom/checkpoint --max-batch 5"}
+    brought = {"ViT-L-14 --pretrained openai": f"local-dir:{ROOT}/tests/phantom/phantom-clip-v1 --max-batch 5"}
     ran = []
     for line in block.splitlines():
         command = line.split("#")[0].strip()
@@ -54,7 +55,7 @@ def test_the_five_lines_run(tmp_path, monkeypatch, capsys):
 def test_every_command_the_readme_names_exists():
     parser = build_parser()
     known = set(next(action for action in parser._actions if action.dest == "command").choices)
-    named = set(re.findall(r"`?kpl-engine ([a-z]+)", README)) - {"demo"}
+    named = set(re.findall(r"(?:^|`)kpl-engine ([a-z]+)", README, flags=re.MULTILINE))
     assert named
     assert named <= known
 
@@ -67,5 +68,5 @@ def test_every_path_the_readme_links_exists():
 
 def test_the_stated_number_of_bundled_images_is_true():
     stated = int(re.search(r"classifies (\d+) bundled images", README)[1])
-    assert stated == len(list(demo_images().rglob("*.png")))
+    assert stated == len(list_images(demo_images()))
     assert demo_bundle().is_dir()
