@@ -57,7 +57,7 @@ def test_the_real_list_has_a_cpu(make_bundle):
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
 def test_cuda_by_name_where_it_is_not(make_bundle, device):
-    with pytest.raises(BackendUnavailableError, match=r"CUDAExecutionProvider was asked for.*kpl-engine\[gpu\]"):
+    with pytest.raises(BackendUnavailableError, match=r"CUDAExecutionProvider was asked for.*onnxruntime-gpu"):
         load_encoder(make_bundle(), device, available=lambda: ["AzureExecutionProvider", CPU])
 
 
