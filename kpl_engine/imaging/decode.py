@@ -34,16 +34,25 @@ from kpl_engine.errors import ImageError, MissingExtraError
 from kpl_engine.imaging.dicom import decode_dicom, is_dicom
 from kpl_engine.imaging.pixels import to_rgb
 from kpl_engine.imaging.rejected import Rejected
+from kpl_engine.imaging.tiff import check_tiff
 
 __all__ = ["DecodedImage", "ImageSource", "decode_image", "source_name"]
 
 ImageSource = Path | str | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
 
+
+class _JpegFile(JpegImagePlugin.JpegImageFile):
+    """Reads no EXIF for the resolution nobody asks for: a damaged block would end in a warning, one a process."""
+
+    def getexif(self) -> Image.Exif:
+        return Image.Exif()
+
+
 # The allow-list. Pillow's classes are called directly and not through `Image.open(formats=...)`:
 # that one compares the size with a process-wide limit by means of warnings, which cannot be
 # silenced safely in a thread, and it would pick the multi-picture reader for some JPEG files.
 _READERS: tuple[tuple[str, tuple[bytes, ...], Any], ...] = (
-    ("JPEG", (b"\xff\xd8\xff",), JpegImagePlugin.JpegImageFile),
+    ("JPEG", (b"\xff\xd8\xff",), _JpegFile),
     ("PNG", (b"\x89PNG\r\n\x1a\n",), PngImagePlugin.PngImageFile),
     ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), TiffImagePlugin.TiffImageFile),
     ("WebP", (b"RIFF",), WebPImagePlugin.WebPImageFile),
@@ -142,6 +151,8 @@ def _read_file(path: str | Path, max_bytes: int) -> bytes:
             if status.st_size > max_bytes:
                 raise Rejected(_too_large(status.st_size, max_bytes))
             data = file.read(max_bytes + 1)
+            if data is None:  # a file of the kernel that would make the reader wait
+                raise Rejected("not a regular file; give the path of an image file")
     except IsADirectoryError:
         raise Rejected("this is a folder; give image files, or the folder to a command that lists it") from None
     except FileNotFoundError:
@@ -190,6 +201,7 @@ def _load(picture: Image.Image, max_pixels: int) -> tuple[UInt8, list[str]]:
             f"{width} x {height} = {width * height} pixels, more than max_pixels = {max_pixels}; "
             "raise that limit if the picture is genuine"
         )
+    check_tiff(picture)
     notices = []
     num_frames = getattr(picture, "n_frames", 1)
     if num_frames > 1:
@@ -226,6 +238,11 @@ def _as_rejection(label: str) -> Iterator[None]:
         raise Rejected("not enough memory to decode it; make the picture smaller") from None
     except Exception as error:
         reason = str(error) or type(error).__name__
+        if reason == "unknown pixel mode":  # Pillow's words for a TIFF that is whole, but of a kind it does not read
+            raise Rejected(
+                f"this kind of {label} (bits, sample format or colour space) is not supported; "
+                "save it as 8- or 16-bit grey or RGB"
+            ) from error
         raise Rejected(f"the {label} data is damaged or incomplete ({reason}); copy or save the file again") from error
 
 

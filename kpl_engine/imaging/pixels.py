@@ -11,6 +11,7 @@ from PIL import Image, TiffImagePlugin
 
 from kpl_engine.arrays import UInt8
 from kpl_engine.imaging.rejected import Rejected
+from kpl_engine.imaging.tiff import is_inverted, largest_value
 
 __all__ = ["scale_grey", "to_rgb"]
 
@@ -35,7 +36,8 @@ def to_rgb(picture: Image.Image) -> tuple[UInt8, list[str]]:
         values = np.asarray(upright)  # (h, w) uint16, int32 or float32
         if values.dtype.byteorder not in "=|":
             values = values.astype(values.dtype.newbyteorder("="))
-        grey = scale_grey(values, notices)
+        grey = scale_grey(values, notices, largest_value(picture))
+        grey = 255 - grey if is_inverted(picture) else grey
         return np.repeat(grey[:, :, None], 3, axis=2), notices  # (h, w, 3) uint8
     if picture.has_transparency_data:
         # Through RGBA even for palettes: Pillow warns, and needs not, on some direct conversions.
@@ -46,10 +48,10 @@ def to_rgb(picture: Image.Image) -> tuple[UInt8, list[str]]:
     return np.array(upright.convert("RGB")), notices
 
 
-def scale_grey(values: npt.NDArray[Any], notices: list[str]) -> UInt8:
+def scale_grey(values: npt.NDArray[Any], notices: list[str], largest: int = 65535) -> UInt8:
     """Grey values of more than 8 bits -> (h, w) uint8, linearly over the full range of the type.
 
-    Integers run from 0 to 65535 and give ``round(value / 257)``; floats run from 0 to 1.
+    Integers run from 0 to ``largest`` and give ``round(255 * value / largest)``; floats run from 0 to 1.
     Pillow's own conversion clips at 255 instead, which turns most X-rays white.
     """
     if values.dtype.kind == "f":
@@ -60,14 +62,16 @@ def scale_grey(values: npt.NDArray[Any], notices: list[str]) -> UInt8:
             raise Rejected(f"expected float pixels from 0 to 1, got {low:g} to {high:g}; scale the picture first")
         return np.asarray(np.rint(values * np.float32(255)), dtype=np.uint8)
     low, high = int(values.min()), int(values.max())
-    if low < 0 or high > 65535:
-        raise Rejected(f"expected grey values from 0 to 65535, got {low} to {high}; window the picture to 8 bits first")
-    if high < 4096:
+    if low < 0 or high > largest:
+        raise Rejected(
+            f"expected grey values from 0 to {largest}, got {low} to {high}; window the picture to 8 bits first"
+        )
+    if high < 4096 <= largest:
         notices.append(
             f"16-bit grey whose highest value is {high}: it looks like 12-bit data and will be nearly black; "
             "window it first"
         )
-    return np.asarray((values.astype(np.int64) * 255 + 32767) // 65535, dtype=np.uint8)
+    return np.asarray((values.astype(np.int64) * 255 + largest // 2) // largest, dtype=np.uint8)
 
 
 def _orientation(picture: Image.Image) -> int:

@@ -227,6 +227,13 @@ def test_damaged_exif_is_ignored(encode, gradient, block):
     np.testing.assert_array_equal(decode_image(data).pixels, gradient)
 
 
+@pytest.mark.filterwarnings("error")
+def test_damaged_exif_in_jpeg_is_no_warning_either(encode, gradient):
+    straight = decode_image(encode(gradient, "JPEG")).pixels
+    data = encode(gradient, "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    np.testing.assert_array_equal(decode_image(data).pixels, straight)
+
+
 # Clear errors
 
 
@@ -305,6 +312,18 @@ def test_paths_that_are_no_files(tmp_path):
     fails("x" * 5000, "cannot read")
     os.mkfifo(tmp_path / "pipe")
     fails(tmp_path / "pipe", "not a regular file")
+
+
+def test_a_kernel_file_that_would_block_is_refused(monkeypatch, tmp_path):
+    path = tmp_path / "kmsg.png"
+    path.write_bytes(b"x")
+
+    class Waiting(io.FileIO):
+        def read(self, *_):
+            return None  # what a non-blocking descriptor without data gives
+
+    monkeypatch.setattr("builtins.open", lambda name, *_, **__: Waiting(name))
+    fails(path, "not a regular file")
 
 
 def test_unreadable_file(tmp_path, monkeypatch):
