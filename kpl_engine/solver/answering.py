@@ -108,8 +108,8 @@ def online_outcome(X: Float32, state: OnZeta, clock: Clock) -> Outcome:
     probabilities = state.step(X).astype(np.float64)  # (n, c)
     W = as_float32(state.proxies)
     clock.lap("proxies")
-    with np.errstate(divide="ignore"):
-        logits = np.log(probabilities) * state.tau_i  # softmax(logits / tau_i) is the answer again
+    least = float(np.finfo(np.float32).tiny)  # so that a probability that underflowed has a finite logit
+    logits = np.log(np.maximum(probabilities, least)) * state.tau_i  # softmax(logits / tau_i) is the answer again
     top = -np.sort(-probabilities, axis=1)[:, :2]  # (n, 2 or 1)
     undecided = (top[:, 0] - top[:, -1] <= np.finfo(np.float32).eps) & (probabilities.shape[1] > 1)
     return Outcome(probabilities, logits, probabilities.argmax(axis=1).astype(np.int64), undecided, W, W, state.tau_i)

@@ -8,7 +8,7 @@ import numpy as np
 
 from kpl_engine.errors import ConfigError
 
-__all__ = ["check_between", "check_count", "check_positive"]
+__all__ = ["check_between", "check_count", "check_magnitude", "check_positive"]
 
 
 def _is_number(value: Any) -> bool:
@@ -19,6 +19,11 @@ def check_positive(name: str, value: Any) -> None:
     """`ConfigError` unless ``value`` is a finite number > 0."""
     if not (_is_number(value) and 0 < value < np.inf):
         raise ConfigError(f"{name}: expected a number > 0, got {value!r}")
+
+
+def check_magnitude(name: str, value: Any) -> None:
+    """`ConfigError` unless ``value`` is from 1e-12 to 1e12, so that squares of what it scales stay in float64."""
+    check_between(name, value, 1e-12, 1e12)
 
 
 def check_between(name: str, value: Any, low: float, high: float) -> None:

@@ -7,8 +7,9 @@ import numpy as np
 from kpl_engine.arrays import Bools, Float32, Floats, Ints
 from kpl_engine.config import MethodConfig, MethodName
 from kpl_engine.solver.base import Notice
+from kpl_engine.solver.online import StreamSums
 
-__all__ = ["answer_notices", "few_images", "input_notices", "method_notices"]
+__all__ = ["answer_notices", "few_images", "input_notices", "method_notices", "zero_mean"]
 
 _SKEW = 0.4  # share of the largest possible imbalance; with two classes it is a 70 : 30 split
 
@@ -22,6 +23,17 @@ def few_images(n: int, c: int, config: MethodConfig) -> Notice | None:
         "few_images",
         f"{n} images are fewer than min_batch = {fewest} for {c} classes, so the text proxies answered (zeroshot); "
         "send more images at once, use proxies fitted before, or lower min_batch",
+    )
+
+
+def zero_mean(sums: StreamSums) -> Notice | None:
+    """Images whose mean is zero: the closed form has no direction to start from."""
+    if sums.has_direction:
+        return None
+    return Notice(
+        "zero_mean",
+        f"the mean of {sums.num_images:g} features is zero, so kpl_stream has nothing to go by and the text proxies "
+        "answered (zeroshot); check that the encoder gave features",
     )
 
 

@@ -133,7 +133,7 @@ def _check_options(method: Any, tau_t: Any, gamma: Any, iters: Any) -> None:
 def _balanced(logs: Float64, method: LabelMethod, targets: Float64, iters: OtIters) -> Float64:
     if method == "stream":
         labels = np.exp(logs)
-        return labels * _ratio(targets, labels.sum(axis=0))
+        return _scaled(labels, labels.sum(axis=0), targets)
     if iters == "converged":
         return _converged_plan(np.exp(logs), targets)
     if method == "sinkhorn":
@@ -141,18 +141,20 @@ def _balanced(logs: Float64, method: LabelMethod, targets: Float64, iters: OtIte
     return greenkhorn(logs, targets, iters)
 
 
-def _ratio(wanted: Floats | float, got: Float64) -> Float64:
-    """``wanted / got`` with 0 where nothing can be scaled."""
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.where(got > 0, wanted / np.where(got > 0, got, 1.0), 0.0)
+def _scaled(labels: Float64, sums: Float64, wanted: Floats | float) -> Float64:
+    """``labels · wanted / sums``, 0 where there is nothing to scale.
+
+    Divided first: ``wanted / sums`` alone overflows when a column holds denormal numbers only.
+    """
+    return np.asarray(labels / np.where(sums > 0, sums, 1.0) * wanted, dtype=np.float64)
 
 
 def _sinkhorn(labels: Float64, targets: Float64, iters: int) -> Float64:
     n = len(labels)
     labels = labels / n
     for _ in range(iters):
-        labels = labels * _ratio(targets, labels.sum(axis=0))
-        labels = labels * _ratio(1.0 / n, labels.sum(axis=1))[:, None]
+        labels = _scaled(labels, labels.sum(axis=0), targets)
+        labels = _scaled(labels, labels.sum(axis=1, keepdims=True), 1.0 / n)
     return _filled(labels * n, targets)
 
 
@@ -169,8 +171,8 @@ def _converged_plan(labels: Float64, targets: Float64) -> Float64:
         sums = labels.sum(axis=0)
         if np.abs(sums - wanted).max() <= _PLAN_TOLERANCE * n:
             break
-        labels = labels * _ratio(wanted, sums)
-        labels = labels * _ratio(1.0, labels.sum(axis=1))[:, None]
+        labels = _scaled(labels, sums, wanted)
+        labels = _scaled(labels, labels.sum(axis=1, keepdims=True), 1.0)
     return _filled(labels, targets)
 
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from kpl_engine.arrays import Float32, Float64, Ints, check_array
 from kpl_engine.errors import ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import FrozenProxies, as_float32
-from kpl_engine.solver.checks import check_count, check_positive
-from kpl_engine.solver.closed_form import first_order, project_both_sides
+from kpl_engine.solver.checks import check_count, check_magnitude, check_positive
+from kpl_engine.solver.closed_form import first_order, has_direction, project_both_sides
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.softmax import softmax
 from kpl_engine.solver.text_proxy import check_features
@@ -70,6 +70,12 @@ class StreamSums:
         digest.update(np.ascontiguousarray(self.text_proxies).tobytes())
         return digest.hexdigest()
 
+    @property
+    def has_direction(self) -> bool:
+        """Whether there are images and their mean is not zero, without which `solve` has nothing to go by."""
+        n = self.num_images
+        return n > 0 and has_direction(self.feature_sum / n, float(np.trace(self.second_moment)) / n)
+
     def update(self, features: npt.ArrayLike) -> None:
         """Add images, (n, d) finite rows. On an error nothing has been added."""
         X = _features_of_width(features, len(self.text_proxies)).astype(np.float64)  # (n, d) float64
@@ -118,11 +124,11 @@ class StreamSums:
 
         Raises `SolverError` before the first image, or if the mean feature is zero.
         """
-        check_positive("tau_i", tau_i)
+        check_magnitude("tau_i", tau_i)
         d, c = self.text_proxies.shape
         shares = resolve_prior(prior, c)
         q = np.full(c, 1.0 / c) if shares is None else shares
-        if self.num_images <= 0 or not np.any(self.feature_sum):
+        if not self.has_direction:
             raise SolverError(
                 f"no proxies from {self.num_images:g} images with mean feature zero: expected at least one image "
                 "and a mean with a direction; update with image features first"
@@ -135,7 +141,10 @@ class StreamSums:
         matrix[np.diag_indices(d)] += tau_i * mu
 
         def inverse(F: Float64) -> Float64:
-            return np.asarray(np.linalg.solve(matrix, F), dtype=np.float64)
+            try:
+                return np.asarray(np.linalg.solve(matrix, F), dtype=np.float64)
+            except np.linalg.LinAlgError as error:
+                raise SolverError(f"the ridge tau_i = {tau_i:g} is lost in rounding; use a larger tau_i") from error
 
         W, e = first_order(mean, means * q, inverse, self.num_images, tau_i)
         return FrozenProxies(
@@ -197,7 +206,10 @@ class OnZeta:
         W   <- unit columns of W - 0.5/(sqrt(i) tau_i) x (v - p)ᵀ
 
     The answer uses rho and W from before its own update. ``rho`` pushes towards equal shares, so
-    a stream sorted by class with few classes is answered badly; shuffle it or use sums.
+    a stream sorted by class with few classes is answered badly; shuffle it or use sums. The first
+    steps are long (0.5 / tau_i = 12.5), so the recursion amplifies rounding: a relative change of
+    1e-12 in the features moved answers of 132 images by 0.8, and accuracy by several points. Two
+    correct programs agree step by step, not at the end of a stream.
     Source: OnZeta, arXiv 2408.13320.
     """
 
@@ -214,8 +226,8 @@ class OnZeta:
         """State before the first image; ``horizon`` is the expected number of images, >= 1."""
         T = as_float32(check_array("text_proxies", text_proxies, ("d", "c")))
         check_count("horizon", horizon, 1)
-        check_positive("tau_t", tau_t)
-        check_positive("tau_i", tau_i)
+        check_magnitude("tau_t", tau_t)
+        check_magnitude("tau_i", tau_i)
         return cls(T, int(horizon), float(tau_t), float(tau_i), T.astype(np.float64), np.zeros(T.shape[1]), 0)
 
     def step(self, features: npt.ArrayLike) -> Float32:

@@ -11,12 +11,15 @@ from kpl_engine.arrays import Bools, Float32, Float64, Floats, check_array
 from kpl_engine.config import SolverName
 from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import Notice, Solution, as_float32
-from kpl_engine.solver.checks import check_between, check_count, check_positive
+from kpl_engine.solver.checks import check_between, check_count, check_magnitude
 from kpl_engine.solver.closed_form import ClosedForm, regime_fault, schedule_fault, solve_closed_form
 from kpl_engine.solver.schedule import ScheduleRun, choose_form, run_dual, run_primal
 from kpl_engine.solver.text_proxy import check_features
 
 __all__ = ["discriminants_of", "harden", "learn_proxies", "rounding_decides"]
+
+_LARGEST_LABEL = 1e12  # squares of gradients stay in float64
+_LEAST_MASS = 1e-6  # class differences of W shrink with the mass of the labels; below this rounding is part of them
 
 
 def learn_proxies(
@@ -64,13 +67,14 @@ def learn_proxies(
     ConfigError
         An option out of range.
     SolverError
-        ``solver="closed_form"`` where it does not hold.
+        ``solver="closed_form"`` where it does not hold, or results beyond float32.
     BackendUnavailableError
         A device that this build does not have.
 
     Notes
     -----
-    All arithmetic is float64 on the given values; the results are rounded to float32 once.
+    Features and text proxies are taken as float32 (float64 ones are rounded first), labels as
+    float64. All arithmetic is float64; the results are rounded to float32 once.
     Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231.
     """
     _check_options(lr, iters, tau_i, alpha, solver)
@@ -114,8 +118,10 @@ def discriminants_of(W: Float64, n: int, mass: float) -> Float64:
     (`closed_form.py`), and the factor n undoes the 1/n: the logits become
     ``c xᵀ (S + tau_i mu I)^-1 D_j``, the posterior of a linear discriminant analysis on the pseudo
     labels, up to the class bias. W must be float64: in float32 the differences are rounding.
+    Labels of a mass below 1e-6 say nothing that float64 columns can hold: the factor is then 1.
     """
-    return np.asarray((W - W.mean(axis=1, keepdims=True)) * (n / mass if mass > 0 else 1.0), dtype=np.float64)
+    scale = n / mass if mass > _LEAST_MASS else 1.0
+    return np.asarray((W - W.mean(axis=1, keepdims=True)) * scale, dtype=np.float64)
 
 
 def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bools:
@@ -130,13 +136,13 @@ def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bool
     top = np.take_along_axis(scores, order, axis=1)
     pairs, which = np.unique(order, axis=0, return_inverse=True)  # few pairs even for many rows
     apart = np.linalg.norm(discriminants[:, pairs[:, 0]] - discriminants[:, pairs[:, 1]], axis=0)
-    reach = np.linalg.norm(X, axis=1) * apart[which.reshape(-1)]
+    reach = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64)) * apart[which.reshape(-1)]
     return np.asarray(top[:, 0] - top[:, 1] <= np.finfo(np.float32).eps * reach, dtype=np.bool_)
 
 
 def _check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
-    check_positive("lr", lr)
-    check_positive("tau_i", tau_i)
+    check_magnitude("lr", lr)
+    check_magnitude("tau_i", tau_i)
     check_between("alpha", alpha, -np.inf, np.inf)
     check_count("iters", iters, 0)
     names = ("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form")
@@ -152,16 +158,18 @@ def _check_arrays(
     if T.shape[1] == 0:
         raise ShapeError(f"text_proxies: expected at least one class, got shape {T.shape}")
     P = check_array("labels", labels, (len(X), T.shape[1]), np.float64)
-    if (P < 0).any():
-        raise ShapeError(f"labels: expected numbers >= 0, got a smallest of {P.min():g}; see refine_labels")
+    if (P < 0).any() or (P > _LARGEST_LABEL).any():
+        raise ShapeError(
+            f"labels: expected numbers >= 0, usually up to 1, got {P.min():g} to {P.max():g}; see refine_labels"
+        )
     return X, T, P
 
 
 def _run(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, solver: SolverName) -> ScheduleRun:
     form = {"schedule_dual": "dual", "schedule_primal": "primal"}.get(solver)
-    if (form or choose_form(len(X), X.shape[1], P.shape[1], iters)) == "dual":
-        return run_dual(X, T, P, lr, iters, tau_i)
-    return run_primal(X, T, P, lr, iters, tau_i)
+    run = run_dual if (form or choose_form(len(X), X.shape[1], P.shape[1], iters)) == "dual" else run_primal
+    with np.errstate(all="ignore"):  # what overflows is refused when the solution is made
+        return run(X, T, P, lr, iters, tau_i)
 
 
 def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, notice: Notice | None = None) -> Solution:
@@ -173,40 +181,53 @@ def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, notice: 
                 f"the gradient norm still moved after {run.iterations} steps; raise iters or lower lr",
             )
         )
-    D = discriminants_of(run.W, len(X), float(P.sum()))
-    scores = np.asarray(X, dtype=np.float64) @ D  # (n, c) float64
-    return Solution(
-        proxies=as_float32(run.W),
-        logits=as_float32(run.Z),
+    return _solution(
+        run.W,
+        run.Z,
+        X,
+        P,
         iterations=run.iterations,
         converged=run.converged,
         solver="schedule",
         form=run.form,
         halvings=run.halvings,
         residual=run.gradient_norm,
-        discriminants=as_float32(D),
-        scores=as_float32(scores),
-        labels=scores.argmax(axis=1).astype(np.int64),
-        decided_by_rounding=rounding_decides(X, D, scores),
         warnings=tuple(notices),
     )
 
 
 def _from_closed_form(found: ClosedForm, X: Floats, P: Float64) -> Solution:
-    wide = np.asarray(X, dtype=np.float64)
-    D = discriminants_of(found.W, len(X), float(P.sum()))
-    scores = wide @ D  # (n, c) float64
-    return Solution(
-        proxies=as_float32(found.W),
-        logits=as_float32(wide @ found.W),
+    return _solution(
+        found.W,
+        np.asarray(X, dtype=np.float64) @ found.W,
+        X,
+        P,
         iterations=found.corrections,
         converged=True,
         solver="closed_form",
         form="closed_form",
         halvings=0,
         residual=found.residual,
-        discriminants=as_float32(D),
-        scores=as_float32(scores),
+    )
+
+
+def _solution(W: Float64, Z: Float64, X: Floats, P: Float64, **record: Any) -> Solution:
+    """The record of ``W`` (d, c) and ``Z = X W`` (n, c), float64; `SolverError` if they left float32."""
+    with np.errstate(all="ignore"):
+        D = discriminants_of(W, len(X), float(P.sum()))
+        scores = np.asarray(X, dtype=np.float64) @ D  # (n, c) float64
+        proxies, logits, discriminants, narrow = (as_float32(array) for array in (W, Z, D, scores))
+    if not all(np.isfinite(array).all() for array in (proxies, logits, discriminants, narrow)):
+        raise SolverError(
+            "the proxies overflow: expected lr / tau_i, labels and text proxies of ordinary size, got results beyond "
+            "float32; use unit features and proxies, labels up to 1 and lr near 10"
+        )
+    return Solution(
+        proxies=proxies,
+        logits=logits,
+        discriminants=discriminants,
+        scores=narrow,
         labels=scores.argmax(axis=1).astype(np.int64),
         decided_by_rounding=rounding_decides(X, D, scores),
+        **record,
     )

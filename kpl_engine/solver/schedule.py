@@ -25,6 +25,7 @@ _NARROW_COLUMNS = 8  # loading the matrix bounds a narrow product: below this wi
 _SAFE_EXPONENT = 600.0  # exp overflows float64 above 709; no row maximum is subtracted below this bound
 _BLOCK_BYTES = 1 << 20  # one float64 block of rows stays in a 1-2 MiB L2 cache between its two products
 _RESIDENT_BYTES = 1 << 28  # float64 copy of the features held whole up to 256 MiB, else made block by block
+_MAX_DRIFT = 1e4  # ulps of column length that the dual form lets pass before it measures: errors stay below 1e-11
 _FLAT = 1e-6  # relative change of the gradient norm over the last step below which the run has settled
 
 
@@ -90,14 +91,20 @@ def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: flo
     grow, so lr stays and no later step changes anything. Not tried on the first step, where
     ``‖w_j‖²`` still becomes 1. An update below half an ulp of every entry leaves the bits alone,
     so this test covers that case too.
+
+    ``s`` takes ``‖w_j‖`` to be 1. A rounding error of that length is divided by ``s²`` in every step:
+    it dies out where steps lengthen the columns (s > 1, the usual case), and grows where they shorten
+    them (labels softer than ``softmax(X W / tau_i)`` can be; a run without the remedy was off by 0.05
+    after 2000 steps). Its bound is carried along, and past ``_MAX_DRIFT`` the run starts afresh from
+    ``W`` itself, scaled to unit columns, with the same lr and norm.
     """
     features = np.asarray(X, dtype=np.float64)  # (n, d) float64
     n, c = P.shape
     K = features @ features.T  # (n, n) float64
     Z = np.ascontiguousarray((features @ T).T, dtype=np.float64)  # (c, n)
     targets = np.ascontiguousarray(P.T)  # (c, n)
-    A, t = np.zeros((c, n)), np.ones(c)
-    squared = np.einsum("ij,ij->j", T, T, dtype=np.float64)  # (c,) ‖T_j‖², then 1
+    start, A, t = np.asarray(T, dtype=np.float64), np.zeros((c, n)), np.ones(c)
+    squared, drift = np.einsum("ij,ij->j", start, start), 1.0  # (c,) ‖T_j‖², then 1
     shift = _needs_shift(features, T, tau_i)
     step, done, settled = _StepSize(lr, n, tau_i), 0, False
     while done < iters and not settled:
@@ -105,14 +112,20 @@ def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: flo
         H = R @ K  # K is symmetric, so this is (K R)ᵀ
         RH = np.einsum("ji,ji->j", R, H)
         eta = step.after(float(np.sqrt(max(RH.sum(), 0.0))))
-        s = np.sqrt(np.maximum(squared - 2 * eta * np.einsum("ji,ji->j", Z, R) + eta * eta * RH, 0.0))
-        moves = s > 0  # a column that vanished keeps its previous direction
-        s, etas = np.where(moves, s, 1.0)[:, None], np.where(moves, eta, 0.0)[:, None]
+        lengths = squared - 2 * eta * np.einsum("ji,ji->j", Z, R) + eta * eta * RH  # (c,) s_j²
+        moves = lengths > 0  # a column that vanished keeps its previous direction
+        lengths = np.where(moves, lengths, 1.0)
+        drift = float(((drift + 1.0 + eta * eta * RH) / lengths).max())
+        s, etas = np.sqrt(lengths)[:, None], np.where(moves, eta, 0.0)[:, None]
         new_Z, new_A, new_t = (Z - etas * H) / s, (A - etas * R) / s, t / s[:, 0]
         settled = done > 0 and _same(new_Z, Z) and _same(new_A, A) and _same(new_t, t)
         Z, A, t, squared = new_Z, new_A, new_t, np.where(moves, 1.0, squared)
         done += 1
-    W = _unit(T * t + features.T @ A.T)
+        if drift > _MAX_DRIFT:
+            start = _with_lengths(start * t + features.T @ A.T, squared)
+            Z = np.ascontiguousarray((features @ start).T)
+            A, t, drift = np.zeros((c, n)), np.ones(c), 1.0
+    W = _with_lengths(start * t + features.T @ A.T, squared)
     return ScheduleRun(W, np.ascontiguousarray(Z.T), done, step.halvings, step.norm, settled or step.is_flat, "dual")
 
 
@@ -173,6 +186,7 @@ def _same(new: Float64, old: Float64) -> bool:
     return bool(equal.all())
 
 
-def _unit(W: Float64) -> Float64:
-    norms = np.sqrt(np.einsum("ij,ij->j", W, W))
-    return np.asarray(W / np.where(norms > 0, norms, 1.0), dtype=np.float64)
+def _with_lengths(W: Float64, squared: Float64) -> Float64:
+    """Columns of W scaled to the squared lengths given; a zero column stays zero."""
+    norms = np.einsum("ij,ij->j", W, W)
+    return np.asarray(W * np.sqrt(squared / np.where(norms > 0, norms, 1.0)), dtype=np.float64)

@@ -19,7 +19,7 @@ from kpl_engine.solver.answering import (
     similarities_of,
 )
 from kpl_engine.solver.base import Answer, FrozenProxies, TextProxies
-from kpl_engine.solver.guards import few_images, input_notices, method_notices
+from kpl_engine.solver.guards import few_images, input_notices, method_notices, zero_mean
 from kpl_engine.solver.labels import refine_labels, resolve_prior
 from kpl_engine.solver.online import OnZeta, StreamSums
 from kpl_engine.solver.proxies import learn_proxies
@@ -77,15 +77,27 @@ def solve(
     clock.lap("text_proxies")
     notices = method_notices(method, c, settings, prior is not None) + input_notices(X, text.proxies)
     used = method
-    too_few = few_images(len(X), c, settings) if method not in ("zeroshot", "onzeta") else None
-    if too_few:
-        notices, used = [*notices, too_few], "zeroshot"
-    outcome = _apply(used, X, S, text, settings, prior, clock)
+    reason = few_images(len(X), c, settings) if method not in ("zeroshot", "onzeta") else None
+    sums = None
+    if method == "kpl_stream" and not reason:
+        sums = StreamSums.empty(text.proxies, settings.tau_t)
+        sums.update(X)
+        clock.lap("labels")
+        reason = zero_mean(sums)
+    if reason:
+        notices, used = [*notices, reason], "zeroshot"
+    outcome = _apply(used, X, S, text, settings, prior, clock, sums)
     return make_answer(X, S, text, outcome, clock, method, used, "batch", settings.tau_t, notices, prior is None)
 
 
 def freeze(answer: Answer) -> FrozenProxies:
-    """Proxies of an answer, kept to classify later images one at a time with `solve_frozen`."""
+    """Proxies of an answer, kept to classify later images one at a time with `solve_frozen`.
+
+    The method is the one that answered (`Answer.method_used`): proxies of too few images are those
+    of the text, and say "zeroshot". Two answers have no exact linear counterpart: with
+    ``retrieval="per_image"`` the mean-retrieval text proxies stand for the per-image ones, and for
+    ``onzeta`` its last vision proxies stand for the mixture.
+    """
     return FrozenProxies(
         proxies=answer.proxies,
         discriminants=answer.discriminants,
@@ -123,6 +135,7 @@ def _apply(
     config: MethodConfig,
     prior: npt.ArrayLike | None,
     clock: Clock,
+    sums: StreamSums | None,
 ) -> Outcome:
     if method == "zeroshot":
         outcome = linear_outcome(X, text.proxies, text.proxies, config.tau_t, S)
@@ -130,10 +143,7 @@ def _apply(
         return outcome
     if method == "onzeta":
         return online_outcome(X, OnZeta.start(text.proxies, len(X), config.tau_t, config.tau_i), clock)
-    if method == "kpl_stream":
-        sums = StreamSums.empty(text.proxies, config.tau_t)
-        sums.update(X)
-        clock.lap("labels")
+    if method == "kpl_stream" and sums is not None:
         frozen = sums.solve(config.tau_i, prior)
         outcome = linear_outcome(X, frozen.proxies, frozen.discriminants, frozen.temperature)
         clock.lap("proxies")

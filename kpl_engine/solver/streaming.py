@@ -18,7 +18,7 @@ from kpl_engine.solver.answering import (
     similarities_of,
 )
 from kpl_engine.solver.base import Answer, Notice, TextProxies
-from kpl_engine.solver.guards import few_images, method_notices
+from kpl_engine.solver.guards import few_images, method_notices, zero_mean
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.online import OnZeta, StreamSums
 from kpl_engine.solver.text_proxy import KnowledgeLike, as_knowledge, check_features, select_text_proxies
@@ -73,9 +73,9 @@ class StreamSolver:
         else:
             if self.sums is None:
                 self.sums = StreamSums.empty(text.proxies, self.config.tau_t)
-            outcome, too_few = self._from_sums(X, self.sums, text, clock)
-            if too_few:
-                notices, used = [*notices, too_few], "zeroshot"
+            outcome, reason = self._from_sums(X, self.sums, text, clock)
+            if reason:
+                notices, used = [*notices, reason], "zeroshot"
         return make_answer(
             X, S, text, outcome, clock, self.method, used, "stream", self.config.tau_t, notices, self._prior is None
         )
@@ -85,11 +85,11 @@ class StreamSolver:
     ) -> tuple[Outcome, Notice | None]:
         sums.update(X)
         clock.lap("labels")
-        too_few = few_images(round(sums.num_images), text.proxies.shape[1], self.config)
-        if too_few:
+        reason = few_images(round(sums.num_images), text.proxies.shape[1], self.config) or zero_mean(sums)
+        if reason:
             outcome = linear_outcome(X, text.proxies, text.proxies, self.config.tau_t)
         else:
             frozen = sums.solve(self.config.tau_i, self._prior)
             outcome = linear_outcome(X, frozen.proxies, frozen.discriminants, frozen.temperature)
         clock.lap("proxies")
-        return outcome, too_few
+        return outcome, reason

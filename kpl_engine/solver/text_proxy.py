@@ -19,6 +19,7 @@ from kpl_engine.solver.softmax import check_rows
 __all__ = ["KnowledgeLike", "as_knowledge", "check_features", "select_text_proxies"]
 
 KnowledgeLike = KnowledgeBase | Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike] | npt.NDArray[np.floating[Any]]
+_LONGEST_ROW = 1e12  # features are unit rows; products of longer ones would leave float32
 _CANCELLED = 1e-6  # unit float32 vectors that cancel leave a rounding residue of about 1e-7, not a direction
 
 
@@ -82,11 +83,14 @@ def select_text_proxies(
 
 
 def check_features(features: npt.ArrayLike) -> Float32:
-    """Features as (n, d) float32 with n, d >= 1 and every row finite, else `ShapeError`."""
+    """Features as (n, d) float32 with n, d >= 1 and every row finite and below 1e12 in length, else `ShapeError`."""
     images: Float32 = check_array("features", features, ("n", "d"), finite=False)
     if 0 in images.shape:
         raise ShapeError(f"features: expected at least one image and one dimension, got shape {images.shape}")
     check_rows("features", images, finite=True)
+    longest = float(np.sqrt(np.einsum("ij,ij->i", images, images, dtype=np.float64).max()))
+    if longest > _LONGEST_ROW:
+        raise ShapeError(f"features: expected unit rows, got one of length {longest:.3g}; scale the rows to length 1")
     return images
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from kpl_engine.errors import SolverError
 from kpl_engine.solver import reference
-from kpl_engine.solver.closed_form import first_order, solve_closed_form
+from kpl_engine.solver.closed_form import first_order, schedule_fault, solve_closed_form
 from kpl_engine.solver.labels import refine_labels
 from kpl_engine.solver.proxies import learn_proxies
 from kpl_engine.solver.text_proxy import select_text_proxies
@@ -103,13 +103,47 @@ def test_more_classes_than_greedy_steps_leave_it(problem):
     assert learn_proxies(X, T, P, iters=50).solver == "schedule"
 
 
-@pytest.mark.parametrize("options", [{"iters": 3}, {"iters": 0}, {"lr": 1e-4}])
+@pytest.mark.parametrize(
+    "options",
+    [{"iters": 3}, {"iters": 0}, {"lr": 1e-4}, {"iters": 600}, {"lr": 0.1}, {"lr": 1.0}, {"lr": 1e4, "iters": 500}],
+)
 def test_auto_does_not_jump_to_a_fixed_point_the_steps_would_not_reach(problem, options):
     X, T, P = problem(60, 32, 3, seed=2)
     found = learn_proxies(X, T, P, **options)
     W, _ = reference.schedule(X, T, P, **options)
     assert found.solver == "schedule"
     assert np.abs(found.proxies - W).max() < 1e-6
+
+
+@pytest.mark.parametrize(("lr", "seed"), [(0.1, 1), (0.1, 2), (0.3, 4)])
+def test_short_steps_freeze_before_the_fixed_point(make_clip_like, lr, seed):
+    """The halving rule stops such a run where it is: other labels than the fixed point, and auto gives the run's."""
+    data = make_clip_like(64, 48, 3, seed, common=1.5, separation=0.1)
+    T = select_text_proxies(data.features, data.descriptions).proxies
+    P = refine_labels(data.features.astype(np.float64) @ T)
+    W, halvings = reference.schedule(data.features, T, P, lr=lr)
+    Z = data.features.astype(np.float64) @ W
+    found = learn_proxies(data.features, T, P, lr=lr)
+    assert halvings > 30
+    np.testing.assert_array_equal(found.labels, Z.argmax(axis=1))
+    closed = learn_proxies(data.features, T, P, lr=lr, solver="closed_form")
+    assert np.mean(closed.labels != found.labels) > 0.02
+
+
+def test_fewer_images_than_four_per_class_leave_it(problem):
+    X, _, _ = problem(20, 48, 5, seed=4)
+    assert schedule_fault(X, 5, 10.0, 2000, 0.04) == ""
+    assert "19 images" in schedule_fault(X[:19], 5, 10.0, 2000, 0.04)
+
+
+def test_mean_of_rounding_is_no_direction(problem):
+    X, T, P = problem(60, 32, 3, seed=2)
+    X = np.vstack([X[:30], -X[:30]])
+    X[0, 0] += np.spacing(X[0, 0])  # the mean is one rounding error of one feature
+    found = learn_proxies(X, T, P, iters=50)
+    assert "mean feature is zero" in found.warnings[0].message
+    with pytest.raises(SolverError, match="mean feature is zero"):
+        learn_proxies(X, T, P, solver="closed_form")
 
 
 def test_random_regimes_agree_with_the_schedule(make_clip_like):

@@ -211,6 +211,19 @@ def test_extreme_logits_keep_underflowed_columns_alive():
     np.testing.assert_allclose(P.sum(axis=0), [0.5, 0.5], rtol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["sinkhorn", "stream"])
+@pytest.mark.parametrize("iters", [20, "converged"])
+def test_denormal_columns_do_not_overflow(method, iters):
+    """A column of 1e-322 is scaled up to its target: the factor alone is beyond float64."""
+    S = np.zeros((10, 2))
+    S[:, 1] = -7.415
+    with np.errstate(all="raise", under="ignore"):
+        P = refine_labels(S, method, iters=iters)
+    assert 0 < np.exp(-741.5) < 1e-320
+    np.testing.assert_allclose(P[:, 1], 0.05 if method == "stream" else 0.5, rtol=0.01)
+    np.testing.assert_allclose(P.sum(axis=1), 0.1 if method == "stream" else 1.0, rtol=0.01)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "word"),
     [

@@ -178,6 +178,15 @@ def test_a_class_nobody_is_likely_to_be_stays_finite():
     assert np.isfinite(sums.solve().discriminants).all()
 
 
+def test_temperatures_that_overflow_are_refused(problem):
+    X, T = problem(10, 16, 2, 7)
+    for options in ({"tau_t": 1e-300}, {"tau_i": 1e-300}, {"tau_i": 1e13}):
+        with pytest.raises(ConfigError, match="tau_"):
+            OnZeta.start(T, horizon=10, **options)
+    with pytest.raises(ConfigError, match="tau_i"):
+        sums_of(T, X).solve(tau_i=1e-300)
+
+
 @pytest.mark.parametrize(("n", "c"), [(1, 1), (1, 3), (40, 2), (60, 5)])
 def test_onzeta_follows_the_reference(problem, n, c):
     X, T = problem(n, 16, c, n + c)

@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError
+from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, SolverError
 from kpl_engine.solver import reference, schedule
 from kpl_engine.solver.labels import refine_labels
 from kpl_engine.solver.proxies import harden, learn_proxies
@@ -111,6 +111,21 @@ def test_early_exit_is_the_full_run_bit_for_bit(problem, form, monkeypatch):
         np.testing.assert_array_equal(found.Z, full.Z)
         np.testing.assert_array_equal(found.W, full.W)
         assert found.halvings == full.halvings
+
+
+@pytest.mark.parametrize(("n", "d", "c", "tau_i", "lr", "seed"), [(8, 2, 5, 0.5, 1000.0, 0), (12, 3, 3, 0.1, 10.0, 1)])
+def test_shortening_steps_do_not_let_the_dual_form_drift(n, d, c, tau_i, lr, seed):
+    """Soft labels: steps shorten the columns, which multiplies an error of their length in every step."""
+    random = np.random.default_rng(seed)
+    X = random.normal(size=(n, d))
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    T = np.linalg.qr(random.normal(size=(d, d)))[0][:, np.arange(c) % d] * np.sign(np.arange(c) - 1.5)
+    P = reference.softmax(X @ T)
+    W, _ = reference.schedule(X, T, P, lr=lr, tau_i=tau_i, alpha=2)
+    found = schedule.run_dual(X, T, P, lr, 2000, tau_i)
+    assert np.abs(found.W - W).max() < 1e-6
+    assert np.abs(found.Z - X @ found.W).max() < 1e-12
+    assert np.abs(np.linalg.norm(found.W, axis=0) - 1).max() < 1e-14
 
 
 def test_unit_columns_and_record(problem):
@@ -220,6 +235,8 @@ def test_the_cost_model_picks_the_smaller_matrix():
         ({"lr": 0}, ConfigError, "lr"),
         ({"lr": np.nan}, ConfigError, "lr"),
         ({"tau_i": -1}, ConfigError, "tau_i"),
+        ({"tau_i": 1e-300}, ConfigError, "tau_i"),
+        ({"lr": 1e300}, ConfigError, "lr"),
         ({"iters": -1}, ConfigError, "iters"),
         ({"iters": 1.5}, ConfigError, "iters"),
         ({"alpha": np.nan}, ConfigError, "alpha"),
@@ -246,9 +263,28 @@ def test_bad_arrays_are_named(problem):
     with pytest.raises(ShapeError, match="labels"):
         learn_proxies(X, T, -P)
     with pytest.raises(ShapeError, match="labels"):
+        learn_proxies(X, T, P * 1e20)
+    with pytest.raises(ShapeError, match="labels"):
         learn_proxies(X, T, P * np.nan)
     with pytest.raises(ShapeError, match="text_proxies"):
         learn_proxies(X, T[:, :0], P[:, :0])
+
+
+def test_results_beyond_float32_are_refused_and_long_rows_named(problem):
+    X, T, P = problem(10, 8, 2, 0)
+    for solver in (*FORMS, "auto"):
+        with pytest.raises(SolverError, match="overflow"):
+            learn_proxies(X, T * 1e34, P * 1e-5, iters=0, solver=solver)
+    with pytest.raises(ShapeError, match=r"length 1e\+13"):
+        learn_proxies(X * 1e13, T, P)
+
+
+@pytest.mark.parametrize("mass", [0.0, 5e-324, 1e-300, 1e-9])
+def test_labels_without_mass_leave_finite_scores(problem, mass):
+    X, T, P = problem(20, 8, 3, 0)
+    for solver in (*FORMS, "auto"):
+        found = learn_proxies(X, T, np.float64(P) * mass, solver=solver, iters=200)
+        assert np.abs(found.scores).max() < 2
 
 
 def test_hardening_is_strict_and_on_a_copy():

@@ -144,6 +144,51 @@ def test_few_images_are_answered_by_the_text(data):
     assert np.isfinite(asked.probabilities).all()
 
 
+def test_frozen_after_too_few_images_says_zeroshot(data):
+    frozen = freeze(solve(data.features[:5], data.descriptions, "kpl", FAST))
+    assert frozen.method == "zeroshot"
+    assert frozen.temperature == FAST.tau_t
+    again = solve_frozen(data.features, frozen)
+    assert again.method_used == "zeroshot"
+    np.testing.assert_array_equal(again.labels, again.text_labels)
+
+
+def test_frozen_per_image_answers_stand_on_the_mean_proxies(data):
+    config = MethodConfig(retrieval="per_image", k=3)
+    frozen = freeze(solve(data.features, data.descriptions, "zeroshot", config))
+    mean = solve(data.features, data.descriptions, "zeroshot", MethodConfig(k=3))
+    np.testing.assert_array_equal(solve_frozen(data.features, frozen).probabilities, mean.probabilities)
+
+
+@pytest.mark.parametrize("rows", ["all zero", "zero mean"])
+def test_streams_without_a_direction_are_answered_by_the_text(data, rows):
+    X = np.zeros((12, 32)) if rows == "all zero" else np.vstack([data.features[:6], -data.features[:6]])
+    batch = solve(X, data.descriptions, "kpl_stream", FAST)
+    stream = StreamSolver(data.descriptions, config=FAST)
+    for answer in (batch, stream.answer(X)):
+        assert (answer.method, answer.method_used) == ("kpl_stream", "zeroshot")
+        assert "zero_mean" in codes(answer)
+        np.testing.assert_array_equal(answer.labels, answer.text_labels)
+    assert stream.sums.num_images == 12  # seen, and of use once others follow
+    assert stream.answer(data.features).method_used == "kpl_stream"
+
+
+def test_a_stream_may_start_with_one_image(data):
+    stream = StreamSolver(data.descriptions, config=FAST)
+    answers = [stream.answer(x[None]) for x in data.features[:20]]
+    assert [a.method_used for a in answers] == ["zeroshot"] * 11 + ["kpl_stream"] * 9
+    assert all(np.isfinite(a.probabilities).all() for a in answers)
+    alone = StreamSolver(data.descriptions, config=MethodConfig(min_batch=1)).answer(data.features[:1])
+    assert alone.method_used == "kpl_stream"
+    assert np.isfinite(alone.probabilities).all()
+
+
+def test_onzeta_logits_are_finite_where_a_probability_is_zero(data):
+    answer = solve(data.features, data.descriptions, "onzeta", MethodConfig(tau_t=1e-5, tau_i=1e-5))
+    assert (answer.probabilities == 0).any()
+    assert np.isfinite(answer.logits).all()
+
+
 def test_many_classes_name_inmap(make_clip_like):
     many = make_clip_like(130, 24, 30, seed=0)
     answer = solve(many.features, many.descriptions, config=FAST)
