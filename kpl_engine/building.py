@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -16,16 +17,17 @@ from kpl_engine.arrays import Float32
 from kpl_engine.bundle import Bundle, write_bundle
 from kpl_engine.bundle.tensors import dump_tensors
 from kpl_engine.bundle.writer import Source
-from kpl_engine.errors import BundleError, EncoderError
+from kpl_engine.errors import BundleChangedError, BundleError, EncoderError
 from kpl_engine.knowledge.base import KnowledgeBase, check_name
 from kpl_engine.knowledge.embed import embed_knowledge
 from kpl_engine.knowledge.template import DEFAULT_TEMPLATE, Template
 from kpl_engine.knowledge.text import read_knowledge
 from kpl_engine.strict_json import thaw
 
-__all__ = ["BuildReport", "add_proxies", "build_knowledge"]
+__all__ = ["BuildReport", "add_proxies", "build_knowledge", "check_target"]
 
 Progress = Callable[[int, int], None]
+_MAX_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def build_knowledge(
         Nothing was written.
     """
     source = Path(knowledge_file)
+    _check_parent(Path(output))
     text = read_knowledge(source)
     label = check_name(name) if name is not None else _name_from(source)
     with Bundle.open(encoder_path) as encoder_bundle:
@@ -98,6 +101,24 @@ def build_knowledge(
     return BuildReport(written, base, report.num_embedded, report.num_reused, (*text.notices, *notices))
 
 
+def check_target(bundle_path: str | os.PathLike[str], output: str | os.PathLike[str] | None) -> None:
+    """Raise `BundleError` when `add_proxies` could not write there: before the images are read, not after."""
+    if output is None and not os.path.lexists(bundle_path):
+        return  # opening it will say so
+    target = Path(bundle_path if output is None else output)
+    _check_parent(target)
+    if os.path.lexists(target) and os.path.realpath(target) != os.path.realpath(bundle_path):
+        raise BundleError(f"{target} exists; choose another name, or remove it first")
+
+
+def _check_parent(target: Path) -> None:
+    parent = Path(os.path.realpath(target)).parent
+    if not parent.is_dir():
+        raise BundleError(f"cannot write {target}: the folder {parent} does not exist; make it first")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BundleError(f"cannot write {target}: the folder {parent} is not writable; choose another output with -o")
+
+
 def add_proxies(
     bundle_path: str | os.PathLike[str],
     name: str,
@@ -109,12 +130,32 @@ def add_proxies(
     """Store frozen proxies under ``name`` in a bundle, replacing earlier ones of that name.
 
     ``output`` writes the extended bundle there and leaves ``bundle_path`` as it is. Returns where the
-    proxies are now.
+    proxies are now. Raises `BundleChangedError` when the knowledge base they were fitted to has been
+    replaced meanwhile; what else another writer added is kept.
     """
+    for _ in range(_MAX_TRIES - 1):
+        with contextlib.suppress(BundleChangedError):
+            return _add_proxies(bundle_path, name, tensors, metadata, manifest_entry, output)
+    return _add_proxies(bundle_path, name, tensors, metadata, manifest_entry, output)
+
+
+def _add_proxies(
+    bundle_path: str | os.PathLike[str],
+    name: str,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    metadata: Mapping[str, str],
+    manifest_entry: Mapping[str, Any],
+    output: str | os.PathLike[str] | None,
+) -> Path:
     file = f"proxies/{check_name(name)}.safetensors"
     target = Path(output) if output is not None else Path(bundle_path)
     with Bundle.open(bundle_path) as bundle:
         manifest = thaw(bundle.manifest)
+        fitted_to = manifest_entry.get("knowledge_fingerprint")
+        if fitted_to is not None and fitted_to != (manifest.get("knowledge", {}).get(name) or {}).get("fingerprint"):
+            raise BundleChangedError(
+                f"{bundle_path}: the knowledge base {name!r} was replaced while proxies were fitted to it; fit again"
+            )
         manifest.setdefault("proxies", {})[name] = {**thaw(manifest_entry), "file": file}
         files: dict[str, Source] = dict.fromkeys(bundle.names, bundle)
         files[file] = dump_tensors({key: np.asarray(value) for key, value in tensors.items()}, metadata)

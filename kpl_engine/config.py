@@ -27,6 +27,7 @@ LabelMethod = Literal["softmax", "sinkhorn", "stable_greenkhorn", "stream"]
 Retrieval = Literal["mean", "per_image", "all"]
 SolverName = Literal["auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"]
 OtIters = int | Literal["converged"]
+_MAX_THREADS = 1024  # far above any machine's worth; ONNX Runtime takes minutes to start ten thousand
 
 
 def _require(ok: bool, owner: object, name: str, expected: str) -> None:
@@ -106,7 +107,8 @@ class EncoderConfig:
     batch_size: int = 8
 
     def __post_init__(self) -> None:
-        _require(type(self.num_threads) is int and self.num_threads >= 0, self, "num_threads", "an integer >= 0")
+        is_count = type(self.num_threads) is int and 0 <= self.num_threads <= _MAX_THREADS
+        _require(is_count, self, "num_threads", f"an integer from 0 to {_MAX_THREADS}")
         _require(type(self.batch_size) is int and self.batch_size >= 1, self, "batch_size", "an integer >= 1")
         _require(
             self.graph_optimization in ("disable", "basic", "extended", "all"),
@@ -128,6 +130,7 @@ class DecodeConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             _require(type(value) is int and value >= 1, self, field.name, "an integer >= 1")
+        _require(self.num_threads <= _MAX_THREADS, self, "num_threads", f"at most {_MAX_THREADS}")
 
 
 @dataclass(frozen=True)
@@ -137,3 +140,7 @@ class EngineConfig:
     method: MethodConfig = MethodConfig()
     encoder: EncoderConfig = EncoderConfig()
     decode: DecodeConfig = DecodeConfig()
+
+    def __post_init__(self) -> None:
+        for field, kind in zip(fields(self), (MethodConfig, EncoderConfig, DecodeConfig), strict=True):
+            _require(isinstance(getattr(self, field.name), kind), self, field.name, f"a {kind.__name__}")

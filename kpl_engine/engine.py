@@ -207,6 +207,7 @@ class Engine:
             image does not raise: it stands in ``failures``.
         """
         base = self.knowledge(knowledge)
+        _check_top(top_evidence)
         started = perf_counter()
         encoded = self._encoded(images, features, progress)
         result = self._answer(base, encoded, method, mode, prior, settings, top_evidence)
@@ -349,6 +350,11 @@ def _check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
     if value not in tuple(choices):
         raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
     return value
+
+
+def _check_top(top_evidence: Any) -> None:
+    if not isinstance(top_evidence, (int, np.integer)) or isinstance(top_evidence, bool) or top_evidence < 0:
+        raise ConfigError(f"top_evidence: expected an integer >= 0, got {top_evidence!r}")
 
 
 def _read_knowledge(bundle: Bundle, name: str) -> KnowledgeBase:

@@ -120,8 +120,12 @@ class ZipStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = open(path, "rb")  # noqa: SIM115  held until close()
+        # O_NONBLOCK: a named pipe must not hang the reader
+        self._file = open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK))  # noqa: SIM115
         status = os.fstat(self._file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            self._file.close()
+            raise BundleError(f"cannot open the bundle {path}: expected a folder or a zip file, got something else")
         self.identity: Identity = (status.st_dev, status.st_ino)
         self._size = status.st_size
         try:

@@ -128,7 +128,9 @@ def classification_record(result: Classification, notices: tuple[str, ...] = ())
 
 def _to_csv(result: Classification) -> str:
     buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    # Before Python 3.13 a lone carriage return is not quoted, and no CSV reader takes it bare.
+    is_odd = any("\r" in name for name in result.names)
+    writer = csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if is_odd else csv.QUOTE_MINIMAL)
     writer.writerow(["file", "label", "probability", "margin", "text_label", *result.classes, "error"])
     failed = {failure.index: failure.message for failure in result.failures}
     for i, name in enumerate(result.names):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +18,11 @@ from kpl_engine.errors import ConfigError, InputError
 __all__ = [
     "add_engine_options",
     "add_method_options",
+    "check_output_folder",
     "engine_config",
     "format_table",
     "method_config",
+    "printable",
     "progress_bar",
     "read_prior",
     "to_json",
@@ -27,14 +30,22 @@ __all__ = [
 ]
 
 
+def printable(text: str) -> str:
+    """``text`` with everything that could move a cursor or colour a terminal escaped; file names may hold it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def warn(message: str) -> None:
     """One line on stderr."""
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)
 
 
 def to_json(value: Any) -> str:
-    """JSON with two-space indentation; NaN becomes null, since JSON has none."""
-    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """ASCII JSON with two-space indentation; NaN and infinities become null, since JSON has neither.
+
+    ASCII, because a file name need not be valid in any encoding, and the reader's may not be ours.
+    """
+    return json.dumps(_plain(value), indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:
@@ -44,7 +55,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
         return _plain(value.tolist())
-    if isinstance(value, float) and value != value:  # noqa: PLR0124 - NaN
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, Path):
         return str(value)
@@ -56,6 +67,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], max_width
 
     ``max_width`` shortens the last column so that a line fits a terminal of that many characters.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     if max_width is not None:
         widths[-1] = max(12, min(widths[-1], max_width - sum(widths[:-1]) - 2 * (len(widths) - 1)))
@@ -63,7 +75,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]], max_width
     for row in (header, *rows):
         cells = [_pad(cell, width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.insert(1, "  ".join("-" * width for width in widths).rstrip())
     return "\n".join(lines)
 
 
@@ -96,6 +108,16 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     finally:
         if bar is not None:
             bar.close()
+
+
+def check_output_folder(path: Path) -> None:
+    """Raise `InputError` when ``path`` can be no folder to write in: before the work, not after it. Makes nothing."""
+    place = path
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "is not a folder" if not place.is_dir() else "is not writable"
+        raise InputError(f"cannot write to the folder {str(path)!r}: {str(place)!r} {reason}; choose another with -o")
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
@@ -176,9 +198,12 @@ def read_prior(text: str | None, classes: Sequence[str]) -> list[float] | None:
     for part in text.split(","):
         name, _, number = part.rpartition("=")
         try:
-            shares[name.strip()] = float(number)
+            share = float(number)
         except ValueError:
             raise InputError(f"--prior: expected CLASS=SHARE,... got {part!r}") from None
+        if name.strip() in shares:
+            raise InputError(f"--prior: expected each class once, got {name.strip()!r} twice")
+        shares[name.strip()] = share
     if set(shares) != set(classes):
         raise InputError(
             f"--prior: expected a share for every class ({', '.join(classes)}), got {', '.join(shares) or 'none'}"

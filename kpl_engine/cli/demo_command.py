@@ -8,11 +8,12 @@ from time import perf_counter
 from typing import Any
 
 from kpl_engine.cli.classify_command import classification_record, classification_table
-from kpl_engine.cli.common import format_table, progress_bar, to_json, warn
+from kpl_engine.cli.common import check_output_folder, format_table, progress_bar, to_json, warn
 from kpl_engine.cli.eval_command import evaluation_record, methods_table
 from kpl_engine.config import MethodName
 from kpl_engine.data import demo_bundle, demo_images
 from kpl_engine.engine import Classification, Engine
+from kpl_engine.errors import InputError
 from kpl_engine.evaluate import Evaluation, evaluate
 from kpl_engine.imaging.decode import decode_image
 from kpl_engine.imaging.sources import list_images
@@ -41,6 +42,9 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the main job; exit code 1 when an image failed."""
+    if args.rows < 0:
+        raise InputError(f"--rows: expected a number >= 0, got {args.rows}")
+    check_output_folder(args.output)
     started = perf_counter()
     root = demo_images()
     with Engine.load(demo_bundle()) as engine, progress_bar("images") as progress:

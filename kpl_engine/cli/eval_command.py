@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from kpl_engine.cli.common import (
     add_engine_options,
     add_method_options,
+    check_output_folder,
     engine_config,
     format_table,
     method_config,
@@ -45,7 +47,8 @@ def add_parser(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; exit code 1 when some images failed."""
+    """Evaluate; exit code 1 when some images failed, or a picture could not be written."""
+    check_output_folder(args.output)
     with Engine.load(args.bundle, args.device, engine_config(args)) as engine, progress_bar("images") as progress:
         base = engine.knowledge(args.knowledge)
         report = evaluate(
@@ -57,8 +60,7 @@ def run(args: argparse.Namespace) -> int:
             prior=read_prior(args.prior, base.classes),
             progress=progress,
         )
-    args.output.mkdir(parents=True, exist_ok=True)
-    pictures = [_draw(report, result, args.output) for result in report.results]
+    pictures, problem = _draw_all(report, args.output)
     if args.json:
         print(to_json(evaluation_record(report, pictures)))
     else:
@@ -67,7 +69,23 @@ def run(args: argparse.Namespace) -> int:
         warn(f"note: {text}")
     for failure in report.failures:
         warn(f"failed: {failure.message}")
-    return 1 if report.failures else 0
+    if problem:
+        warn(f"the figures are complete, but not all pictures could be written: {problem}")
+    return 1 if report.failures or problem else 0
+
+
+def _draw_all(report: Evaluation, folder: Path) -> tuple[list[Path | None], str]:
+    """A confusion matrix per method, ``None`` where it could not be written, and why: the figures outlive that."""
+    pictures: list[Path | None] = []
+    problem = ""
+    for result in report.results:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            pictures.append(_draw(report, result, folder))
+        except OSError as error:
+            pictures.append(None)
+            problem = str(error)
+    return pictures, problem
 
 
 def _draw(report: Evaluation, result: MethodResult, folder: Path) -> Path:
@@ -77,13 +95,13 @@ def _draw(report: Evaluation, result: MethodResult, folder: Path) -> Path:
     return path
 
 
-def _print_report(report: Evaluation, show: str, pictures: list[Path]) -> None:
+def _print_report(report: Evaluation, show: str, pictures: Sequence[Path | None]) -> None:
     for title, method in PUBLISHED_ORDER:
         print(f"accuracy of {title}: {100 * report[method].metrics.accuracy:.2f}")
     print(f"\n{methods_table(report)}")
     shown = next((result for result in report.results if result.method == show), report.results[0])
     print(f"\nper class, {shown.method}:\n{_class_table(report, shown)}")
-    print(f"\nconfusion matrices: {', '.join(str(path) for path in pictures)}")
+    print(f"\nconfusion matrices: {', '.join(str(path) for path in pictures if path) or 'none'}")
     codes: dict[tuple[str, str], list[str]] = {}
     for result in report.results:
         for notice in result.answers.warnings:
@@ -111,7 +129,7 @@ def _class_table(report: Evaluation, result: MethodResult) -> str:
     return format_table(["class", "images", "precision %", "recall %", "F1 %", "AUROC"], rows)
 
 
-def evaluation_record(report: Evaluation, pictures: list[Path]) -> dict[str, Any]:
+def evaluation_record(report: Evaluation, pictures: Sequence[Path | None]) -> dict[str, Any]:
     """The whole evaluation as plain data, what ``--json`` prints."""
     methods = {}
     for result, picture in zip(report.results, pictures, strict=True):

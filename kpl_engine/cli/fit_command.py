@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from kpl_engine.building import add_proxies
+from kpl_engine.building import add_proxies, check_target
 from kpl_engine.cli.common import (
     add_engine_options,
     add_method_options,
@@ -45,6 +45,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit and store; exit code 1 when some images failed (the others were used)."""
+    check_target(args.bundle, args.output)
     paths = expand_sources(args.images, sys.stdin)
     with Engine.load(args.bundle, args.device, engine_config(args)) as engine, progress_bar("images") as progress:
         base = engine.knowledge(args.knowledge)

@@ -70,10 +70,13 @@ def _file_only(match: str) -> list[Path]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Files with an image suffix below ``folder``, sorted; linked folders are entered, each real folder once."""
+    """Files with an image suffix below ``folder``, sorted; linked folders are entered, each real folder once.
+
+    Raises `InputError` for a folder that cannot be read: leaving its images out silently would change the answers.
+    """
     found: list[Path] = []
     seen: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
         real = os.path.realpath(root)
         if real in seen:
             folders.clear()
@@ -88,10 +91,19 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def _refuse(error: OSError) -> None:
+    raise InputError(f"cannot read the folder {error.filename!r}: {error.strerror}; leave it out or make it readable")
+
+
 def _read_list(stdin: TextIO | None) -> tuple[list[Path], str]:
     if stdin is None:
         return [], "'-' asks for a list of paths on standard input, and there is none"
-    lines = [line.rstrip("\r\n") for line in stdin]
+    try:
+        lines = [line.rstrip("\r\n") for line in stdin]
+    except (OSError, UnicodeDecodeError) as error:
+        return [], f"cannot read the list of paths on standard input: {error}"
+    if lines:
+        lines[0] = lines[0].removeprefix("\ufeff")  # the byte order mark some editors write
     found = [Path(line) for line in lines if line.strip()]
     return found, "" if found else "standard input lists no path; expected one a line"
 

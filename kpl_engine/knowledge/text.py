@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +34,10 @@ class KnowledgeText:
 def read_knowledge(path: Path) -> KnowledgeText:
     """`parse_knowledge` of a file; the path leads every message."""
     try:
-        with open(path, "rb") as stream:
+        # Without O_NONBLOCK a named pipe would block here for ever.
+        with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise KnowledgeError(f"cannot read the knowledge file {path}: not a regular file")
             data = stream.read(MAX_KNOWLEDGE_BYTES + 1)
     except OSError as error:
         raise KnowledgeError(f"cannot read the knowledge file {path}: {error.strerror}") from error

@@ -84,3 +84,24 @@ def test_linked_folders_are_entered_once_and_loops_end(tree):
     (outside / "z.png").write_bytes(b"")
     os.symlink(outside, tree / "linked")
     assert names(list_images(tree), tree) == ["a.JPG", "b.png", "linked/z.png", "sub/c.dcm", "sub/deep/d.tif"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_fewer_images(tree, monkeypatch):
+    original = os.scandir
+
+    def deny(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", deny)  # root may read anything
+    with pytest.raises(InputError, match=r"deep.*Permission denied"):
+        list_images(tree)
+
+
+def test_a_list_that_is_no_text_is_an_error():
+    stream = io.TextIOWrapper(io.BytesIO(b"a.png\n\xff.png\n"), encoding="utf-8")
+    with pytest.raises(InputError, match="list of paths"):
+        expand_sources(["-"], stream)
+    marked = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfa.png\r\n"), encoding="utf-8")
+    assert [str(path) for path in expand_sources(["-"], marked)] == ["a.png"]

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kpl_engine.building import add_proxies, build_knowledge
+from kpl_engine import building
+from kpl_engine.building import add_proxies, build_knowledge, check_target
 from kpl_engine.bundle import Bundle, pack, write_bundle
 from kpl_engine.bundle.tensors import dump_tensors, load_tensors
 from kpl_engine.cli.main import build_parser
-from kpl_engine.errors import BundleError, EncoderError, KnowledgeError
+from kpl_engine.errors import BundleChangedError, BundleError, EncoderError, KnowledgeError
 from kpl_engine.knowledge.base import KnowledgeBase, check_name
 from kpl_engine.knowledge.embed import embed_knowledge
 from kpl_engine.knowledge.template import Template
@@ -159,6 +160,48 @@ def test_replacing_knowledge_drops_its_proxies_only(write_encoder, write_file):
         tensors, metadata = bundle.tensors(bundle.manifest["proxies"]["other"]["file"])
     np.testing.assert_array_equal(tensors["proxies"], np.eye(3))
     assert metadata == {"k": "v"}
+
+
+def test_two_writers_of_proxies_both_succeed(write_encoder, monkeypatch):
+    path = write_encoder()
+    add_proxies(path, "first", {"w": np.ones(2)}, {}, {})
+    original, rivals = building.write_bundle, ["rival", "another"]
+
+    def write_after_a_rival(*args, **options):
+        if rivals:
+            add_proxies(path, rivals.pop(), {"w": np.ones(3)}, {}, {})
+        return original(*args, **options)
+
+    monkeypatch.setattr(building, "write_bundle", write_after_a_rival)
+    add_proxies(path, "last", {"w": np.ones(4)}, {}, {})
+    with Bundle.open(path) as bundle:
+        assert set(bundle.manifest["proxies"]) == {"first", "rival", "another", "last"}
+
+
+def test_proxies_of_a_replaced_knowledge_base_are_refused(write_encoder, write_file):
+    path, fake = write_encoder(), FakeText()
+    base = build_knowledge(write_file({"a": ["x"], "b": ["y"]}), path, path, encoder_loader=fake).knowledge
+    entry = {"method": "kpl", "knowledge_fingerprint": base.fingerprint}
+    build_knowledge(write_file({"a": ["x"], "b": ["new"]}), path, path, encoder_loader=fake)
+    before = (path / "manifest.json").read_bytes()
+    with pytest.raises(BundleChangedError, match="fit again"):
+        add_proxies(path, base.name, {"w": np.ones(2)}, {}, entry)
+    assert (path / "manifest.json").read_bytes() == before
+
+
+def test_a_target_is_checked_without_touching_it(write_encoder, tmp_path, monkeypatch):
+    path = write_encoder()
+    check_target(path, None)
+    check_target(path, path)
+    check_target(path, tmp_path / "new.kpl")
+    assert not (tmp_path / "new.kpl").exists()
+    (tmp_path / "mine").write_text("mine")
+    for output, says in ((tmp_path / "mine", "exists"), (tmp_path / "absent" / "x.kpl", "does not exist")):
+        with pytest.raises(BundleError, match=says):
+            check_target(path, output)
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(BundleError, match="not writable"):
+        check_target(path, None)
 
 
 def test_proxies_to_another_output_leave_the_input(write_encoder, tmp_path):
