@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import os
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,18 +16,16 @@ from kpl_engine.bundle.names import MANIFEST
 from kpl_engine.bundle.writer import write_bundle
 from kpl_engine.errors import ConfigError, ExportError
 
-from .environment import package_versions, prepare_torch
+from .environment import prepare_torch
+from .record import IMAGE, TEXT, TOKENIZER, Tower, canonical, encoder_fields, hash_files
 
 if TYPE_CHECKING:
     from .load import LoadedModel
-    from .to_onnx import ExternalData, WrittenGraph
-    from .verify import Parity
+    from .to_onnx import ExternalData
 
 __all__ = ["DEFAULT_MAX_BATCH", "ExportReport", "architectures", "export_encoder"]
 
 DEFAULT_MAX_BATCH = 64
-_CHUNK_BYTES = 1 << 20
-IMAGE, TEXT, TOKENIZER = "image.onnx", "text.onnx", "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,6 @@ class ExportReport:
     preprocess: Mapping[str, Any]
     notes: tuple[str, ...]
     timings_s: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class _Tower:
-    graph: WrittenGraph
-    parity: Parity
-    width: int
-    fingerprint: str
 
 
 class _Stages:
@@ -117,7 +107,8 @@ def export_encoder(
     MissingExtraError, ConfigError, InputError, ExportError
         As their names say; nothing is left either.
     """
-    output = Path(output)
+    # Resolved, so that "." and links mean the folder they lead to; write_bundle does the same.
+    output = Path(output).expanduser().resolve()
     _check_output(output, overwrite)
     stages = _Stages(progress)
     with stages.stage("import torch and open_clip"):
@@ -134,9 +125,8 @@ def export_encoder(
     for note in loaded.notes:
         stages.note(note)
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the output, so that several gigabytes of weights stay on the disk they are meant for.
-        with tempfile.TemporaryDirectory(prefix=".kpl-export-", dir=output.parent) as work:
+        # On the disk of the output, because the weights may be several gigabytes.
+        with tempfile.TemporaryDirectory(prefix=".kpl-export-", dir=_existing_parent(output)) as work:
             return _export(loaded, output, Path(work), tokenizer, with_text, settings, overwrite, stages)
     except OSError as error:
         raise ExportError(f"-o {output}: cannot be written ({error.strerror or error}); nothing was changed") from error
@@ -150,12 +140,27 @@ class _Settings:
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    try:
+        is_free = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+        parent = _existing_parent(output)
+        is_bundle = (output / MANIFEST).is_file() if output.is_dir() else zipfile.is_zipfile(output)
+    except OSError as error:
+        raise ConfigError(f"-o {output}: cannot be looked at ({error.strerror or error}); choose another") from error
+    if output == Path.cwd():
+        raise ConfigError(f"-o {output}: is the working directory, which would be replaced; name a folder inside it")
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        what = "is not writable" if parent.is_dir() else "is not a folder"
+        raise ConfigError(f"-o {output}: cannot be written, because {parent} {what}; choose another place")
+    if is_free:
         return
-    if not output.is_dir() or not (output / MANIFEST).is_file():
+    if not is_bundle:
         raise ConfigError(f"-o {output}: exists and is not a bundle; choose a new folder, it would be lost")
     if not overwrite:
         raise ConfigError(f"-o {output}: holds a bundle already; choose a new folder, or replace it with --force")
+
+
+def _existing_parent(output: Path) -> Path:
+    return next(parent for parent in output.parents if parent.exists())
 
 
 def _export(
@@ -169,6 +174,7 @@ def _export(
     stages: _Stages,
 ) -> ExportReport:
     from . import verify
+    from .preprocess import verify_preprocess
     from .tokenizer import describe_tokenizer, load_tokenizer
 
     descriptor = b""
@@ -176,17 +182,20 @@ def _export(
         with stages.stage("tokenizer"):
             tokenizer = load_tokenizer(loaded, tokenizer_name)
             vocab_size = _vocab_size(loaded)
-            descriptor = _canonical(describe_tokenizer(tokenizer, vocab_size))
+            descriptor = canonical(describe_tokenizer(tokenizer, vocab_size))
             verify.verify_tokenizer(descriptor, tokenizer)
+    with stages.stage("compare preprocessing"):
+        verify_preprocess(loaded.model, loaded.preprocess)
     image = _image_tower(loaded, work, settings, stages)
     text = _text_tower(loaded, work, tokenizer, vocab_size, settings, stages) if with_text else None
     if text is not None and text.width != image.width:
         raise ExportError(f"the towers disagree: image features have {image.width} numbers, text features {text.width}")
-    encoder = _encoder_fields(loaded, image, text, descriptor, settings.opset)
+    encoder = encoder_fields(loaded, image, text, descriptor, settings.opset)
     files: dict[str, Path | bytes] = {path.name: path for path in image.graph.files}
     if text is not None:
         files |= {path.name: path for path in text.graph.files} | {TOKENIZER: descriptor}
     with stages.stage("write bundle"):
+        output.parent.mkdir(parents=True, exist_ok=True)
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()
         manifest = {"encoder": encoder, "preprocess": dict(loaded.preprocess)}
@@ -195,7 +204,7 @@ def _export(
     return ExportReport(path, encoder, dict(loaded.preprocess), loaded.notes, stages.timings_s)
 
 
-def _image_tower(loaded: LoadedModel, work: Path, settings: _Settings, stages: _Stages) -> _Tower:
+def _image_tower(loaded: LoadedModel, work: Path, settings: _Settings, stages: _Stages) -> Tower:
     import torch
 
     from . import to_onnx, verify
@@ -214,15 +223,15 @@ def _image_tower(loaded: LoadedModel, work: Path, settings: _Settings, stages: _
             external_data=settings.external_data,
         )
     with stages.stage("compare image tower"):
-        pixels = verify.random_pixels(max(settings.batches), height, width)
+        pixels = verify.random_pixels(verify.num_inputs(settings.batches), height, width)
         reference = verify.image_reference(loaded.model, preprocess["mean"], preprocess["std"])
         parity, d = verify.verify_graph(graph.path, pixels, reference, settings.batches)
-    return _Tower(graph, parity, d, _hash_files(graph.files))
+    return Tower(graph, parity, d, hash_files(graph.files))
 
 
 def _text_tower(
     loaded: LoadedModel, work: Path, tokenizer: Any, vocab_size: int, settings: _Settings, stages: _Stages
-) -> _Tower:
+) -> Tower:
     import torch
 
     from . import to_onnx, verify
@@ -237,70 +246,11 @@ def _text_tower(
             external_data=settings.external_data,
         )
     with stages.stage("compare text tower"):
-        tokens = verify.random_tokens(tokenizer, vocab_size, max(settings.batches))
+        tokens = verify.random_tokens(tokenizer, vocab_size, verify.num_inputs(settings.batches))
         parity, d = verify.verify_graph(graph.path, tokens, verify.text_reference(loaded.model), settings.batches)
-    return _Tower(graph, parity, d, _hash_files(graph.files))
+    return Tower(graph, parity, d, hash_files(graph.files))
 
 
 def _vocab_size(loaded: LoadedModel) -> int:
     text = getattr(loaded.model, "text", loaded.model)
     return int(text.vocab_size)
-
-
-def _encoder_fields(
-    loaded: LoadedModel, image: _Tower, text: _Tower | None, descriptor: bytes, opset: int
-) -> dict[str, Any]:
-    from .verify import FP32_GATES
-
-    versions = package_versions()
-    preprocess = loaded.preprocess
-    size = {"height": preprocess["height"], "width": preprocess["width"]}
-    fields: dict[str, Any] = {
-        "name": loaded.name,
-        "pretrained": loaded.pretrained,
-        "source": f"open_clip {versions['open_clip']}",
-        "embed_dim": image.width,
-        "precision": "fp32",
-        "opset": opset,
-        "logit_scale": float(loaded.model.logit_scale.detach().exp().reshape(-1)[0]),
-        "image": {**_graph_fields(image, "pixels"), **size},
-        "text": None,
-        "parity": {"image": image.parity.as_dict(), "text": None, "gates": asdict(FP32_GATES)},
-        "versions": versions,
-    }
-    parts = [image.fingerprint, "", "", _hash_bytes(_canonical(preprocess))]
-    if text is not None:
-        context_length = json.loads(descriptor)["context_length"]
-        fields["text"] = {**_graph_fields(text, "tokens"), "context_length": context_length, "tokenizer": TOKENIZER}
-        fields["parity"]["text"] = text.parity.as_dict()
-        parts[1:3] = [text.fingerprint, _hash_bytes(descriptor)]
-    fields["fingerprint"] = _hash_bytes("\n".join(parts).encode())
-    return fields
-
-
-def _graph_fields(tower: _Tower, input_name: str) -> dict[str, Any]:
-    return {
-        "file": tower.graph.path.name,
-        "data": [path.name for path in tower.graph.data],
-        "input": input_name,
-        "output": "features",
-        "fingerprint": tower.fingerprint,
-    }
-
-
-def _canonical(value: Any) -> bytes:
-    """JSON with one spelling, so that equal content has equal bytes."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _hash_bytes(content: bytes) -> str:
-    return "sha256:" + hashlib.sha256(content).hexdigest()
-
-
-def _hash_files(paths: tuple[Path, ...]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    return "sha256:" + digest.hexdigest()

@@ -7,20 +7,21 @@ import fnmatch
 import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip import pretrained as registry
-from open_clip.transform import PreprocessCfg
 from torch import nn
 
 from kpl_engine.errors import ConfigError, ExportError, InputError
 
+from . import hub
 from .environment import quiet
-from .weights import find_weights, load_weights
+from .preprocess import preprocess_of_tags, read_preprocess
+from .weights import check_file, find_weights, load_weights
 
 __all__ = ["LoadedModel", "list_architectures", "load_model"]
 
@@ -98,8 +99,10 @@ def _load_built_in(name: str, pretrained: str | None) -> LoadedModel:
     config = open_clip.get_model_config(identifier)
     tag = {} if pretrained == NO_WEIGHTS else registry.get_pretrained_cfg(identifier, pretrained)
     path = _resolve_weights(identifier, pretrained, tag)
+    if path is not None:
+        check_file(path)
     overrides, notes = _activation_of_tag(config, tag, pretrained)
-    colours, more_notes = (dict(tag), ()) if tag else _preprocess_of_tags(identifier)
+    colours, more_notes = (dict(tag), ()) if tag else preprocess_of_tags(identifier)
     model = _build(identifier, {"force_preprocess_cfg": colours, **overrides})
     if path is not None:
         load_weights(model, path)
@@ -117,7 +120,7 @@ def _resolve_weights(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path
     if pretrained == NO_WEIGHTS:
         return None
     if tag:
-        return _download(name, pretrained, tag)
+        return hub.download_weights(name, pretrained, tag)
     path = Path(pretrained).expanduser()
     if path.exists() or len(path.parts) > 1 or path.suffix in (".safetensors", ".pt", ".pth", ".bin"):
         return path
@@ -126,45 +129,16 @@ def _resolve_weights(name: str, pretrained: str, tag: Mapping[str, Any]) -> Path
     raise ConfigError(f"--pretrained: {pretrained!r} is neither a tag nor a file{hint}; {_tags_text(name)}")
 
 
-def _download(name: str, tag: str, config: Mapping[str, Any]) -> Path:
-    try:
-        with quiet():
-            return Path(registry.download_pretrained(dict(config)))
-    except Exception as error:  # network stacks raise their own trees
-        hub, url = config.get("hf_hub", "").strip("/"), config.get("url", "")
-        places = " or ".join(filter(None, (hub and f"https://huggingface.co/{hub}", url)))
-        raise ExportError(
-            f"the weights {tag!r} of {name} could not be downloaded ({type(error).__name__}). On a machine with a "
-            f"network fetch them from {places or 'their publisher'}, copy the file here, and run again with "
-            f"--model {name} --pretrained FILE.safetensors"
-        ) from error
-
-
 def _activation_of_tag(
     config: Mapping[str, Any], tag: Mapping[str, Any], name: str
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Some tags were trained with QuickGELU under an architecture name that says GELU: follow the training."""
-    if not tag or bool(tag.get("quick_gelu", False)) == bool(config.get("quick_gelu", False)):
-        return {}, ()
-    quick = bool(tag.get("quick_gelu", False))
-    word = "QuickGELU" if quick else "GELU"
-    return {"quick_gelu": quick}, (f"the weights {name!r} were trained with {word}: exporting with {word}",)
+    """Some tags were trained with QuickGELU under an architecture name that says GELU: follow the training.
 
-
-def _preprocess_of_tags(name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What all published weights of an architecture agree on, for weights that come without a tag.
-
-    A weights file says nothing of its preprocessing, and open_clip's default would be wrong for SigLIP.
+    Not the other way round: a tag that is silent may belong to an architecture that says QuickGELU itself.
     """
-    keys = ("mean", "std", "interpolation", "resize_mode")
-    tags = [registry.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
-    known = [{key: tag[key] for key in keys if tag.get(key) is not None} for tag in tags]
-    default = asdict(PreprocessCfg())
-    if not known or all(entry == {key: default[key] for key in entry} for entry in known):
+    if not tag.get("quick_gelu", False) or config.get("quick_gelu", False):
         return {}, ()
-    if any(other != known[0] for other in known):
-        return {}, (f"the published weights of {name} differ in their preprocessing: using open_clip's default",)
-    return known[0], (f"preprocessing as all published weights of {name} have it",)
+    return {"quick_gelu": True}, (f"the weights {name!r} were trained with QuickGELU: exporting with QuickGELU",)
 
 
 def _load_folder(folder: Path, pretrained: str | None) -> LoadedModel:
@@ -181,6 +155,7 @@ def _load_folder(folder: Path, pretrained: str | None) -> LoadedModel:
         path = Path(pretrained).expanduser() if pretrained else find_weights(folder)
         if path is None:
             raise InputError(f"{folder}: no weights file in the folder; add one, or say --pretrained {NO_WEIGHTS}")
+        check_file(path)
     identifier = f"{LOCAL}{folder}"
     model = _build(identifier, overrides)
     if path is not None:
@@ -224,6 +199,7 @@ def _load_hub(name: str, pretrained: str | None) -> LoadedModel:
         raise ConfigError(f"--pretrained: {name} brings its own weights; leave it out, or say {NO_WEIGHTS}")
     is_random = pretrained == NO_WEIGHTS
     try:
+        hub.require(name[len(HUB) :], [CONFIG_FILE])
         config = open_clip.get_model_config(name)
         model = _build(name, {"load_weights": not is_random, "require_pretrained": not is_random})
     except Exception as error:  # network stacks raise their own trees
@@ -237,16 +213,27 @@ def _load_hub(name: str, pretrained: str | None) -> LoadedModel:
 def _build(identifier: str, overrides: Mapping[str, Any]) -> nn.Module:
     options = {"load_weights": False, "pretrained_text": False, **overrides}
     try:
+        _require_text_tower(overrides.get("text_cfg") or open_clip.get_model_config(identifier)["text_cfg"])
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             model = open_clip.create_model(identifier, precision="fp32", device="cpu", **options)
     except Exception as error:  # a configuration can be wrong in any way the model classes can fail
+        hint = (
+            f". Without a network, put the config.json of its text tower into the folder of a {LOCAL} checkpoint"
+            if isinstance(error, OSError)
+            else ""
+        )
         raise ExportError(
-            f"open_clip could not build {identifier}: {type(error).__name__}: {str(error)[:300]}. When it asks for a "
-            f"Hugging Face configuration and there is no network, put that model's config.json into the folder of a "
-            f"{LOCAL} checkpoint"
+            f"open_clip could not build {identifier}: {type(error).__name__}: {str(error)[:300]}{hint}"
         ) from error
     return model
+
+
+def _require_text_tower(text_config: Mapping[str, Any]) -> None:
+    """Raise `OSError` when the configuration of a Hugging Face text tower is neither here nor to be had."""
+    name = text_config.get("hf_model_name")
+    if name and not Path(name).is_dir():
+        hub.require(name, ["config.json"])
 
 
 def _loaded(
@@ -268,7 +255,7 @@ def _loaded(
             "RANDOM WEIGHTS (--pretrained none): the features mean nothing; for tests of the plumbing only",
         )
     return LoadedModel(
-        model, _reparameterized(model), name, identifier, pretrained, text_config, _preprocess(model), folder, notes
+        model, _reparameterized(model), name, identifier, pretrained, text_config, read_preprocess(model), folder, notes
     )
 
 
@@ -280,26 +267,3 @@ def _reparameterized(model: nn.Module) -> nn.Module:
 
     folded: nn.Module = reparameterize_model(model, inplace=False)
     return folded.eval().requires_grad_(False)
-
-
-def _preprocess(model: nn.Module) -> dict[str, Any]:
-    """The geometry and colours of open_clip's validation transform, as the manifest says them."""
-    config = model.visual.preprocess_cfg
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else (size if len(size) == 2 else (size[0], size[0]))
-    resize = config["resize_mode"] or "shortest"
-    interpolation = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
-    if resize == "shortest" and height != width:
-        interpolation = "bicubic"  # open_clip resizes to a non-square target by the class that ignores the option
-    mean, std = (
-        [float(v) for v in (x if isinstance(x, (list, tuple)) else [x] * 3)] for x in (config["mean"], config["std"])
-    )
-    return {
-        "resize": resize,
-        "height": int(height),
-        "width": int(width),
-        "interpolation": interpolation,
-        "fill": int(config.get("fill_color", 0) or 0),
-        "mean": mean,
-        "std": std,
-    }

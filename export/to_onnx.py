@@ -139,16 +139,19 @@ def _trace(tower: nn.Module, example: Tensor, input_name: str, opset: int) -> to
             )
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise ExportError(
-            f"torch could not trace the {input_name} tower to ONNX opset {opset}: {_last_line(error)}"
+            f"torch could not trace the {input_name} tower to ONNX opset {opset}: {_reason(error)}"
         ) from error
     if program is None:
         raise ExportError(f"torch returned no ONNX program for the {input_name} tower")
     return program
 
 
-def _last_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
+    """What failed first, in one line: the tracer wraps it in advice and stack traces."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
 def _strip(model: onnx_ir.Model) -> None:

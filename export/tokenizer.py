@@ -21,6 +21,7 @@ from open_clip.tokenizer import HFTokenizer, SigLipTokenizer, SimpleTokenizer, g
 
 from kpl_engine.errors import ExportError, InputError
 
+from . import hub
 from .environment import quiet
 from .load import LoadedModel
 
@@ -60,6 +61,9 @@ def load_tokenizer(loaded: LoadedModel, override: str | None = None) -> Any:
         path = _inside(loaded, str(options.pop("bpe_path")))
         return _simple(path, context_length, options)
     try:
+        repository = loaded.text_config.get("hf_tokenizer_name")
+        if repository and loaded.folder is None and not Path(repository).is_dir():
+            hub.require(repository, ["tokenizer.json", "tokenizer_config.json"])
         with quiet():
             return open_clip.get_tokenizer(loaded.identifier)
     except Exception as error:  # network stacks raise their own trees
@@ -106,7 +110,7 @@ class _HuggingFace(HFTokenizer):
     def __init__(self, path: Path, context_length: int, options: Mapping[str, Any], loaded: LoadedModel) -> None:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-        is_siglip = not loaded.text_config.get("hf_tokenizer_name") and "siglip" in loaded.identifier.lower()
+        is_siglip = loaded.folder is None and "siglip" in loaded.identifier.lower() and not _is_hf_tower(loaded)
         self.tokenizer_mode = ""
         self.context_length = context_length
         self.clean_fn = get_clean_fn(options.get("clean") or ("canonicalize" if is_siglip else "whitespace"))
@@ -120,19 +124,26 @@ class _HuggingFace(HFTokenizer):
                 )
         except Exception as error:  # the Rust reader raises bare Exception
             raise InputError(f"--tokenizer: {path}: is not a Hugging Face tokenizer ({str(error)[:160]})") from error
-        if is_siglip and loaded.folder is None:
+        if is_siglip and not path.is_dir():  # the bare file does not say it; a folder's configuration does
             self.tokenizer.pad_token_id = 0 if "siglip2" in loaded.identifier.lower() else 1
         if self.tokenizer.pad_token_id is None:
-            self.tokenizer.pad_token = self._padding_of(path)
+            self.tokenizer.pad_token = self._padding_of(path, loaded.text_config.get("pool_type") == "last")
 
-    def _padding_of(self, path: Path) -> str:
-        """A bare ``tokenizer.json`` names no padding token: take the one it pads with, or a customary one."""
+    def _padding_of(self, path: Path, is_pooled: bool) -> str:
+        """A bare ``tokenizer.json`` names no padding token: take the one it pads with, or a customary one.
+
+        A guess is not good enough for a tower that reads its feature off the last token, padding included.
+        """
         backend = self.tokenizer.backend_tokenizer
-        names = ((backend.padding or {}).get("pad_token"), "[PAD]", "<pad>", "<|padding|>")
-        for name in names:
+        customary = () if is_pooled else ("[PAD]", "<pad>", "<|padding|>")
+        for name in ((backend.padding or {}).get("pad_token"), *customary):
             if name and backend.token_to_id(name) is not None:
                 return str(name)
         raise InputError(f"--tokenizer: {path}: has no padding token; give the folder with its tokenizer_config.json")
+
+
+def _is_hf_tower(loaded: LoadedModel) -> bool:
+    return bool(loaded.text_config.get("hf_model_name"))
 
 
 def describe_tokenizer(tokenizer: Any, vocab_size: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "check_batches",
     "check_parity",
     "image_reference",
+    "num_inputs",
     "random_pixels",
     "random_tokens",
     "text_reference",
@@ -41,6 +42,8 @@ TOKENIZER_TEXTS = (
     "effusion " * 400,
 )
 BATCHES = (1, 2, 3, 5)
+LARGEST_BATCH = 1024  # its random images and their features have to fit into memory
+MIN_INPUTS = 8  # compared also when the batches are smaller: one empty text proves little
 REFERENCE_BATCH = 4  # none of BATCHES: the comparison is across batch sizes too
 
 
@@ -152,6 +155,8 @@ def verify_graph(
 ) -> tuple[Parity, int]:
     """Run the graph at each batch size and hold it to ``gates``; returns what was measured and the width d.
 
+    Small batches run over the first `MIN_INPUTS` inputs, larger ones once over their own number.
+
     Raises
     ------
     ParityError
@@ -163,11 +168,11 @@ def verify_graph(
     session = _session(path)
     max_abs = max_one_minus_cos = 0.0
     for batch in batches:
-        start = (len(inputs) - batch) // 2
-        part = slice(start, start + batch)
-        got = _run(session, inputs[part], path.name)
-        measured = check_parity(got, wanted[part], gates, f"{path.name}, batch {batch}")
-        max_abs, max_one_minus_cos = max(max_abs, measured[0]), max(max_one_minus_cos, measured[1])
+        for start in range(0, max(MIN_INPUTS - batch, 0) + 1, batch):
+            part = slice(start, start + batch)
+            got = _run(session, inputs[part], path.name)
+            measured = check_parity(got, wanted[part], gates, f"{path.name}, batch {batch}")
+            max_abs, max_one_minus_cos = max(max_abs, measured[0]), max(max_one_minus_cos, measured[1])
     return Parity(max_abs, max_one_minus_cos, tuple(batches)), wanted.shape[1]
 
 
@@ -204,7 +209,13 @@ def _unit(rows: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dty
 def _reference_features(reference: Callable[[Any], Float32], inputs: UInt8 | Ints) -> Float32:
     with torch.inference_mode():
         parts = [reference(inputs[i : i + REFERENCE_BATCH]) for i in range(0, len(inputs), REFERENCE_BATCH)]
-    return np.concatenate(parts)
+    features: Float32 = np.concatenate(parts)  # (n, d) float32
+    if features.ndim != 2:
+        raise ExportError(
+            f"the model gives features of shape {('n', *features.shape[1:])}, expected one vector for each input; "
+            "its pool_type keeps all tokens, so it is no CLIP encoder as configured"
+        )
+    return features
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -225,8 +236,13 @@ def _run(session: onnxruntime.InferenceSession, inputs: UInt8 | Ints, name: str)
     return features
 
 
+def num_inputs(batches: Sequence[int]) -> int:
+    """How many inputs `verify_graph` needs."""
+    return max(MIN_INPUTS, *batches)
+
+
 def check_batches(max_batch: int) -> tuple[int, ...]:
     """The batch sizes to prove: 1, 2, 3, 5 and the maximum."""
-    if max_batch < 1:
-        raise ConfigError(f"--max-batch: expected 1 or more, got {max_batch}")
+    if not 1 <= max_batch <= LARGEST_BATCH:
+        raise ConfigError(f"--max-batch: expected 1 to {LARGEST_BATCH}, got {max_batch}")
     return tuple(sorted({*(b for b in BATCHES if b <= max_batch), max_batch}))

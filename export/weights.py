@@ -15,7 +15,7 @@ from kpl_engine.errors import InputError
 
 from .environment import quiet
 
-__all__ = ["find_weights", "load_weights"]
+__all__ = ["check_file", "find_weights", "load_weights"]
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".npz")
 # The order open_clip prefers among several files of one folder.
@@ -50,7 +50,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     InputError
         No such file, unreadable or corrupt, a TorchScript archive, or weights of another architecture.
     """
-    _check_file(path)
+    check_file(path)
     keys = _read_keys(path)
     try:
         with quiet():
@@ -65,13 +65,15 @@ def load_weights(model: nn.Module, path: Path) -> None:
         )
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """Raise `InputError` when ``path`` cannot be a weights file; reads a few bytes only."""
     if not path.is_file():
         raise InputError(f"{path}: no such weights file")
     if path.suffix not in SUFFIXES:
         raise InputError(f"{path}: expected a weights file ending in one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the weights file is empty; copy or download it again")
+    _check_beginning(path)
     if path.suffix != ".safetensors" and _is_torchscript(path):
         raise InputError(
             f"{path}: is a TorchScript archive, which carries code and is therefore not loaded. "
@@ -81,6 +83,19 @@ def _check_file(path: Path) -> None:
             "save_file({k: v.clone() for k, v in s.items() "
             "if k not in ('input_resolution', 'context_length', 'vocab_size')}, 'OUT.safetensors')\""
         )
+
+
+def _check_beginning(path: Path) -> None:
+    """What downloads leave in place of weights is text, and worth naming."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+    except OSError as error:
+        raise InputError(f"{path}: the weights file cannot be read ({error.strerror})") from error
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise InputError(f"{path}: is a web page, not weights (an error page or a login?); download the file itself")
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path}: is a Git LFS pointer, not the weights; run: git lfs pull")
 
 
 def _is_torchscript(path: Path) -> bool:
@@ -111,7 +126,11 @@ def _read_keys(path: Path) -> tuple[str, ...]:
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not any(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(f"{path}: expected a state dict (names to tensors), got {type(content).__name__}")
+        got = f"a dict of {', '.join(map(repr, list(content)[:5]))}" if isinstance(content, dict) else ""
+        raise InputError(
+            f"{path}: expected a state dict (names to tensors), alone or under 'state_dict', got "
+            f"{got or type(content).__name__}; save the model's state_dict() alone"
+        )
     return tuple(map(str, content))
 
 

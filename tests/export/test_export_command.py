@@ -57,8 +57,8 @@ def python(code, cwd):
     )
 
 
-def test_export_prints_a_table(vit_folder, tmp_path, capfd):
-    code = run("--model", f"local-dir:{vit_folder}", "-o", tmp_path / "out", "--max-batch", 2)
+def test_export_prints_a_table_and_repeats_itself_byte_by_byte(vit_folder, vit_export, tmp_path, capfd):
+    code = run("--model", f"local-dir:{vit_folder}", "-o", tmp_path / "out", "--max-batch", 7)
     printed = capfd.readouterr()
     assert code == 0
     lines = printed.out.splitlines()
@@ -66,6 +66,8 @@ def test_export_prints_a_table(vit_folder, tmp_path, capfd):
     assert [line.split()[0] for line in lines[3:5]] == ["image", "text"]
     assert lines[-1].endswith(str(tmp_path / "out"))
     assert "trace image tower:" in printed.err
+    for path in vit_export.path.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_json_is_alone_on_stdout(vit_folder, tmp_path, capfd):

@@ -1,6 +1,5 @@
 """Names, folders and weights files that are wrong each give an error that says what to do."""
 
-import io
 import json
 import pickle
 import zipfile
@@ -9,9 +8,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from kpl_engine.errors import ConfigError, ExportError, InputError
-from kpl_engine.export import load
+from kpl_engine.errors import ConfigError, ExportError, InputError, ParityError
+from kpl_engine.export import hub, load
 from kpl_engine.export.load import list_architectures, load_model
+from kpl_engine.export.preprocess import verify_preprocess
 from kpl_engine.export.weights import find_weights
 
 from .conftest import write_folder
@@ -49,27 +49,96 @@ def test_wrong_tag_lists_the_tags():
         load_model("ViT-B-32", "opnai")
 
 
-def test_download_without_a_network_says_what_to_fetch(monkeypatch):
-    def fail(config):
-        raise OSError("no route to host")
+@pytest.fixture
+def no_network(monkeypatch, tmp_path):
+    """A hub that cannot be reached, an empty cache, and a download that must not even be tried."""
 
-    monkeypatch.setattr(load.registry, "download_pretrained", fail)
+    class Session:
+        def head(self, *args, **options):
+            raise OSError("no route to host")
+
+    def fail(*args, **options):
+        raise AssertionError("would wait for minutes")
+
+    monkeypatch.setattr(hub.huggingface_hub, "get_session", Session)
+    monkeypatch.setattr(hub.registry, "download_pretrained", fail)
+    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.is_reachable.cache_clear()
+    yield tmp_path / "cache"
+    hub.is_reachable.cache_clear()
+
+
+def put_in_cache(cache, repository, file, content):
+    """A file as ``huggingface_hub`` lays it down."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 40
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(commit, encoding="utf-8")
+    (root / "snapshots" / commit).mkdir(parents=True)
+    (root / "snapshots" / commit / file).write_bytes(content)
+
+
+def test_tag_without_a_network_says_at_once_what_to_fetch(no_network):
     with pytest.raises(ExportError, match=r"huggingface\.co/timm/vit_base_patch32.*--pretrained FILE"):
         load_model("ViT-B-32", "openai")
 
 
-def test_hub_model_without_a_network(monkeypatch):
-    def fail(name):
-        raise OSError("no route to host")
+def test_tag_without_a_network_is_taken_from_the_cache(no_network):
+    put_in_cache(no_network, "timm/vit_base_patch32_clip_224.openai", "open_clip_model.safetensors", b"<html>")
+    with pytest.raises(InputError, match=r"open_clip_model\.safetensors: is a web page"):
+        load_model("ViT-B-32", "openai")
 
-    monkeypatch.setattr(load.open_clip, "get_model_config", fail)
+
+def test_hub_model_and_text_tower_without_a_network(no_network):
     with pytest.raises(ExportError, match="local-dir:FOLDER"):
         load_model("hf-hub:some/where")
     with pytest.raises(ConfigError, match="its own weights"):
         load_model("hf-hub:some/where", "openai")
+    with pytest.raises(ExportError, match=r"FacebookAI/roberta-base is not in the cache|roberta.*local-dir:"):
+        load_model("roberta-ViT-B-32", "none")
 
 
-def test_tag_decides_on_quick_gelu_and_preprocessing(monkeypatch):
+def test_reachable_hub_is_asked(monkeypatch):
+    asked = []
+    hub.is_reachable.cache_clear()
+    session = type("Session", (), {"head": lambda self, url, timeout: asked.append((url, timeout))})
+    monkeypatch.setattr(hub.huggingface_hub, "get_session", session)
+    monkeypatch.setattr(hub.registry, "download_pretrained", lambda config: config["hf_hub"] + "weights.bin")
+    try:
+        path = hub.download_weights("ViT-B-32", "tag", {"hf_hub": "org/model/"})
+        assert str(path) == "org/model/weights.bin"
+        assert asked == [(hub.constants.ENDPOINT, hub.TIMEOUT_S)]
+    finally:
+        hub.is_reachable.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "quick_gelu"),
+    [
+        ("ViT-B-32", "openai", True),
+        ("ViT-B-32", "laion2b_s34b_b79k", None),
+        ("ViT-B-32-quickgelu", "openai", None),
+        # trained with QuickGELU as its configuration says; the tag is silent
+        ("roberta-ViT-B-32", "laion2b_s12b_b32k", None),
+    ],
+)
+def test_tag_decides_on_quick_gelu(monkeypatch, tmp_path, name, pretrained, quick_gelu):
+    built = {}
+
+    def build(identifier, overrides):
+        built.update(overrides)
+        raise ExportError("far enough")
+
+    (tmp_path / "weights.safetensors").write_bytes(b"\0" * 64)
+    monkeypatch.setattr(load, "_build", build)
+    monkeypatch.setattr(load.hub, "download_weights", lambda *args: tmp_path / "weights.safetensors")
+    with pytest.raises(ExportError, match="far enough"):
+        load_model(name, pretrained)
+    assert built.get("quick_gelu") is quick_gelu
+    assert set(built) <= {"quick_gelu", "force_preprocess_cfg"}
+
+
+def test_weights_without_a_tag_are_preprocessed_like_the_published_ones(monkeypatch):
     built = {}
 
     def build(identifier, overrides):
@@ -77,14 +146,6 @@ def test_tag_decides_on_quick_gelu_and_preprocessing(monkeypatch):
         raise ExportError("far enough")
 
     monkeypatch.setattr(load, "_build", build)
-    monkeypatch.setattr(load.registry, "download_pretrained", lambda config: "weights.safetensors")
-    with pytest.raises(ExportError, match="far enough"):
-        load_model("ViT-B-32", "openai")
-    assert built["quick_gelu"] is True
-    built.clear()
-    with pytest.raises(ExportError, match="far enough"):
-        load_model("ViT-B-32", "laion2b_s34b_b79k")
-    assert "quick_gelu" not in built
     with pytest.raises(ExportError, match="far enough"):
         load_model("ViT-B-16-SigLIP", "none")
     assert built["force_preprocess_cfg"]["resize_mode"] == "squash"
@@ -144,28 +205,50 @@ def test_corrupt_weights(vit_folder, tmp_path, weights):
             load_with(vit_folder, tmp_path / name)
 
 
-class Bomb:
+class Bomb(torch.nn.Linear):
+    """A module whose pickle creates a file when it is loaded carelessly."""
+
+    def __init__(self, path):
+        super().__init__(2, 2)
+        self.path = str(path)
+
     def __reduce__(self):
-        return (exec, ("raise SystemExit('the file ran code')",))
+        return (open, (self.path, "w"))
 
 
 def test_code_in_a_checkpoint_is_not_run(vit_folder, tmp_path, weights):
-    path = tmp_path / "bomb.pt"
-    torch.save({"state_dict": weights, "extra": Bomb()}, path)
-    with pytest.raises(InputError, match="tensors only"):
-        load_with(vit_folder, path)
-    (tmp_path / "bomb.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(InputError, match="tensors only"):
-        load_with(vit_folder, tmp_path / "bomb.bin")
+    bomb = Bomb(tmp_path / "ran")
+    torch.save({"state_dict": weights, "extra": bomb}, tmp_path / "extra.pt")
+    torch.save(bomb, tmp_path / "module.pt")
+    torch.save(bomb, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    (tmp_path / "plain.bin").write_bytes(pickle.dumps(bomb))
+    for name in ("extra.pt", "module.pt", "old.pth", "plain.bin"):
+        with pytest.raises(InputError, match="tensors only"):
+            load_with(vit_folder, tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads((tmp_path / "plain.bin").read_bytes()).close()  # the payload is a live one
+    assert (tmp_path / "ran").exists()
 
 
 def test_torchscript_archives_are_refused_with_a_way_out(vit_folder, tmp_path):
     path = tmp_path / "ViT-B-32.pt"
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:  # the layout of torch.jit.save
         archive.writestr("ViT-B-32/constants.pkl", b"")
         archive.writestr("ViT-B-32/code/__torch__.py", b"")
     with pytest.raises(InputError, match=r"TorchScript.*--pretrained openai"):
         load_with(vit_folder, path)
+
+
+def test_what_downloads_leave_instead_of_weights_is_named(vit_folder, tmp_path):
+    page = b"\n<!DOCTYPE html><html><head><title>404</title></head></html>"
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 6\n"
+    for name in ("page.pt", "page.safetensors"):
+        (tmp_path / name).write_bytes(page)
+        with pytest.raises(InputError, match="is a web page, not weights"):
+            load_with(vit_folder, tmp_path / name)
+    (tmp_path / "pointer.bin").write_bytes(pointer)
+    with pytest.raises(InputError, match="git lfs pull"):
+        load_with(vit_folder, tmp_path / "pointer.bin")
 
 
 def test_state_dict_of_another_architecture(vit_folder, tmp_path, weights):
@@ -177,9 +260,10 @@ def test_state_dict_of_another_architecture(vit_folder, tmp_path, weights):
     safetensors.torch.save_file(wrong, tmp_path / "shapes.safetensors")
     with pytest.raises(InputError, match="size mismatch for text_projection"):
         load_with(vit_folder, tmp_path / "shapes.safetensors")
-    torch.save([1, 2, 3], tmp_path / "list.pt")
-    with pytest.raises(InputError, match="state dict"):
-        load_with(vit_folder, tmp_path / "list.pt")
+    for name, content in (("list.pt", [1, 2, 3]), ("nested.pt", {"model": weights, "epoch": 3})):
+        torch.save(content, tmp_path / name)
+        with pytest.raises(InputError, match=r"state dict.*got (list|a dict of 'model', 'epoch')"):
+            load_with(vit_folder, tmp_path / name)
 
 
 def test_folders_that_are_no_checkpoint(tmp_path):
@@ -216,9 +300,43 @@ def test_choice_among_several_weights_files(tmp_path):
         (tmp_path / wanted).unlink()
 
 
-def test_half_precision_weights_become_float32(vit_folder, tmp_path, weights):
-    stream = io.BytesIO()
-    torch.save({name: value.half() for name, value in weights.items()}, stream)
-    (tmp_path / "half.pt").write_bytes(stream.getvalue())
-    loaded = load_with(vit_folder, tmp_path / "half.pt")
-    assert {value.dtype for value in loaded.model.parameters()} == {torch.float32}
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_weights_become_float32(vit_folder, tmp_path, weights, dtype):
+    half = {name: value.to(dtype) for name, value in weights.items()}
+    torch.save(half, tmp_path / "half.pt")
+    safetensors.torch.save_file(half, tmp_path / "half.safetensors")
+    for name in ("half.pt", "half.safetensors"):
+        loaded = load_with(vit_folder, tmp_path / name)
+        assert {value.dtype for value in loaded.model.parameters()} == {torch.float32}
+        assert torch.equal(loaded.model.visual.proj, half["visual.proj"].float())
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        ({"std": [0, 1, 1]}, "std > 0"),
+        ({"mean": "abc"}, "could not convert"),
+        ({"mean": [0.5, 0.5]}, "three finite numbers"),
+        ({"resize_mode": "stretch"}, "shortest, squash or longest"),
+        ({"fill_color": [1, 2, 3]}, "int"),
+    ],
+)
+def test_preprocessing_the_runtime_cannot_follow(tmp_path, preprocess, message):
+    folder = write_folder(tmp_path / "odd", preprocess=preprocess)
+    with pytest.raises(InputError, match=message):
+        load_model(f"local-dir:{folder}", "none")
+
+
+def test_preprocessing_is_held_to_open_clip(tmp_path):
+    folder = write_folder(tmp_path / "zero", preprocess={"mean": 0, "std": 0.5})
+    loaded = load_model(f"local-dir:{folder}", "none")
+    assert loaded.preprocess["mean"] == pytest.approx([0.48145466, 0.4578275, 0.40821073])  # 0 counts as unset
+    verify_preprocess(loaded.model, loaded.preprocess)
+    changes = ({"resize": "squash"}, {"interpolation": "bilinear"}, {"mean": [0.5] * 3}, {"std": [0.4, 0.5, 0.5]})
+    for change in (*changes, {"resize": "longest"}, {"height": 33, "width": 33}):
+        with pytest.raises(ParityError, match="differ from open_clip's transform"):
+            verify_preprocess(loaded.model, {**loaded.preprocess, **change})
+    folder = write_folder(tmp_path / "grey", preprocess={"mode": "L"})
+    grey = load_model(f"local-dir:{folder}", "none")
+    with pytest.raises(InputError, match="open_clip cannot use"):
+        verify_preprocess(grey.model, grey.preprocess)

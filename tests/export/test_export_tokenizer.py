@@ -4,11 +4,13 @@ import json
 from itertools import pairwise
 
 import numpy as np
+import open_clip
 import pytest
 import regex
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 
 from kpl_engine.errors import ExportError, InputError, ParityError
+from kpl_engine.export import hub
 from kpl_engine.export.load import LoadedModel, load_model
 from kpl_engine.export.tokenizer import describe_tokenizer, load_tokenizer
 from kpl_engine.export.verify import random_tokens, verify_tokenizer
@@ -120,21 +122,40 @@ def test_wordpiece(tmp_path, strip):
         assert read_hf(descriptor, text) == tokenizer([text])[0].tolist(), text
 
 
-def siglip(tmp_path, name="ViT-B-16-SigLIP"):
-    """What `load_model` would say of a SigLIP model, without building one."""
-    return LoadedModel(None, None, name, name, "none", {"context_length": 64}, {}, None)
+def siglip(name="ViT-B-16-SigLIP"):
+    """What `load_model` would say of a SigLIP model of open_clip's own, without building one."""
+    return LoadedModel(None, None, name, name, "none", open_clip.get_model_config(name)["text_cfg"], {}, None)
 
 
 @pytest.mark.parametrize(("name", "pad"), [("ViT-B-16-SigLIP", 1), ("ViT-B-16-SigLIP2", 0)])
 def test_override_for_siglip_cleans_and_pads_like_siglip(tmp_path, name, pad):
+    """The bare file does not say the padding, and the tower reads its feature off the last token."""
     path = tmp_path / "tokenizer.json"
     write_siglip_json(path)
-    tokenizer = load_tokenizer(siglip(tmp_path, name), str(path))
+    tokenizer = load_tokenizer(siglip(name), str(path))
     descriptor = through_json(describe_tokenizer(tokenizer, 100))
     assert (descriptor["clean"], descriptor["pad"], descriptor["context_length"]) == ("canonicalize", pad, 64)
     ids = read_hf(descriptor, "Chest_X: ray!")
     assert ids == [4, 5, 6, 1] + [pad] * 60
     assert ids == tokenizer(["Chest_X: ray!"])[0].tolist()
+
+
+def test_override_folder_says_its_own_padding(tmp_path):
+    write_siglip_json(tmp_path / "tokenizer.json", pad="<unk>")
+    assert describe_tokenizer(load_tokenizer(siglip(), str(tmp_path)), 100)["pad"] == 2
+
+
+def test_padding_is_not_guessed_where_it_is_read(tmp_path):
+    write_siglip_json(tmp_path / "tokenizer.json")
+    for pool, refused in (("last", True), ("argmax", False)):
+        text = {"context_length": 9, "pool_type": pool}
+        loaded = LoadedModel(None, None, "x", "local-dir:x", "none", text, {}, tmp_path)
+        if refused:
+            with pytest.raises(InputError, match="no padding token"):
+                load_tokenizer(loaded, str(tmp_path / "tokenizer.json"))
+        else:
+            tokenizer = load_tokenizer(loaded, str(tmp_path / "tokenizer.json"))
+            assert describe_tokenizer(tokenizer, 100)["pad"] == 0
 
 
 def test_override_by_name_and_by_merges_file(tmp_path, vit_folder):
@@ -150,15 +171,13 @@ def test_tokenizer_of_another_model_is_refused(vit_folder):
         describe_tokenizer(load_tokenizer(loaded, "clip"), loaded.model.vocab_size)
 
 
-def test_tokenizer_that_needs_a_download_names_both_ways_out(tmp_path, monkeypatch):
-    import open_clip
-
-    def fail(name):
+def test_tokenizer_that_needs_a_download_names_both_ways_out(monkeypatch):
+    def fail(*args):
         raise OSError("no route to host")
 
-    monkeypatch.setattr(open_clip, "get_tokenizer", fail)
+    monkeypatch.setattr(hub, "require", fail)
     with pytest.raises(ExportError, match=r"--tokenizer.*--no-text"):
-        load_tokenizer(siglip(tmp_path))
+        load_tokenizer(siglip())
 
 
 def test_unusable_overrides(tmp_path, vit_folder):
