@@ -48,6 +48,8 @@ def check_array(
     finite : bool
         Refuse NaN and infinities (default).
     """
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        raise ShapeError(f"{name}: expected plain numbers, got masked entries; drop those rows or fill them first")
     try:
         array = np.asarray(value)
     except ValueError as error:  # ragged nested lists

@@ -37,7 +37,12 @@ def _require(ok: bool, owner: object, name: str, expected: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and not math.isnan(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return not math.isnan(value)
+    except OverflowError:  # an integer beyond float64
+        return False
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kpl_engine.arrays import Bools, Float32, Ints, check_array
+from kpl_engine.arguments import Prior, as_sources, check_choice, check_config, check_top, class_shares
+from kpl_engine.arrays import Bools, Float32, Float64, Ints, check_array
 from kpl_engine.bundle import Bundle
 from kpl_engine.config import EngineConfig, MethodConfig, MethodName, ModeName
 from kpl_engine.encoder.base import Encoder
 from kpl_engine.encoder.pipeline import EncodedImages, encode_stream
 from kpl_engine.encoder.select import load_encoder
-from kpl_engine.errors import BundleError, ConfigError, ImageError, InputError, KnowledgeError
+from kpl_engine.errors import BundleError, ConfigError, InputError, KnowledgeError
 from kpl_engine.knowledge.base import KnowledgeBase
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
 from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve_frozen
@@ -27,6 +28,9 @@ __all__ = ["Classification", "Engine", "Evidence", "Failure"]
 
 Progress = Callable[[int, int], None]
 _StreamKey = tuple[str, MethodName, MethodConfig, tuple[float, ...] | None]
+_SETTINGS_UNUSED = Notice(
+    "settings_unused", "mode 'frozen' answers with the numbers it was fitted with; give the settings to fit instead"
+)
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,11 @@ class Engine:
     ) -> None:
         self.encoder = encoder
         self._bundle = bundle  # a zipped bundle keeps its unpacked files as long as it is open
-        self.config = config if config is not None else EngineConfig()
-        self._knowledge = {base.name: base for base in knowledge}
+        self.config = check_config(config)
+        bases = list(knowledge)
+        self._knowledge = {base.name: base for base in bases}
+        if len(self._knowledge) != len(bases):
+            raise KnowledgeError(f"expected knowledge bases of different names, got {[base.name for base in bases]}")
         self._frozen = dict(frozen or {})
         self._streams: dict[_StreamKey, StreamSolver] = {}
         for base in self._knowledge.values():
@@ -126,7 +133,7 @@ class Engine:
         BackendUnavailableError
             The device asked for by name is not there.
         """
-        settings = config if config is not None else EngineConfig()
+        settings = check_config(config)
         bundle = Bundle.open(path)
         try:
             bases = [_read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
@@ -151,10 +158,10 @@ class Engine:
         """One knowledge base; ``None`` means the only one. Raises `KnowledgeError` naming the choices."""
         if name is None and len(self._knowledge) == 1:
             return next(iter(self._knowledge.values()))
-        if name is None or name not in self._knowledge:
+        if not isinstance(name, str) or name not in self._knowledge:
             have = ", ".join(self._knowledge) or "none: add one with `kpl-engine knowledge build`"
-            asked = "which knowledge base?" if name is None else f"no knowledge base {name!r}"
-            raise KnowledgeError(f"{asked} expected one of the bundle's ({have})")
+            asked = "no knowledge base was named" if name is None else f"no knowledge base {name!r}"
+            raise KnowledgeError(f"{asked}; expected one of the bundle's ({have})")
         return self._knowledge[name]
 
     def encode(self, images: Any, *, progress: Progress | None = None) -> EncodedImages:
@@ -163,7 +170,7 @@ class Engine:
         ``images``: a sequence of paths, bytes, PIL images or (h, w, 3) uint8 arrays, or one
         (n, h, w, 3) uint8 array.
         """
-        return encode_stream(_as_sources(images), self.encoder, self.config.decode, progress=progress)
+        return encode_stream(as_sources(images), self.encoder, self.config.decode, progress=progress)
 
     def classify(
         self,
@@ -173,7 +180,7 @@ class Engine:
         *,
         features: npt.ArrayLike | None = None,
         knowledge: str | None = None,
-        prior: npt.ArrayLike | None = None,
+        prior: Prior = None,
         settings: MethodConfig | None = None,
         top_evidence: int = 2,
         progress: Progress | None = None,
@@ -194,7 +201,7 @@ class Engine:
             Unit-norm image features computed before.
         knowledge : str, optional
             Name of the knowledge base; may be left out when there is one.
-        prior : (c,) array, optional
+        prior : (c,) array or mapping of class name to share, optional
             Known class shares, used instead of uniform ones by ``inmap``, ``kpl``, ``kpl_stream``.
         settings : MethodConfig, optional
         top_evidence : int
@@ -207,7 +214,7 @@ class Engine:
             image does not raise: it stands in ``failures``.
         """
         base = self.knowledge(knowledge)
-        _check_top(top_evidence)
+        check_top(top_evidence)
         started = perf_counter()
         encoded = self._encoded(images, features, progress)
         result = self._answer(base, encoded, method, mode, prior, settings, top_evidence)
@@ -216,14 +223,28 @@ class Engine:
         return replace(result, timings_ms=timings)
 
     def classify_each(
-        self, images: Any, knowledge: Sequence[str] | None = None, **options: Any
+        self,
+        images: Any = None,
+        knowledge: Sequence[str] | None = None,
+        method: MethodName | None = None,
+        mode: ModeName = "batch",
+        *,
+        features: npt.ArrayLike | None = None,
+        prior: Prior = None,
+        settings: MethodConfig | None = None,
+        top_evidence: int = 2,
+        progress: Progress | None = None,
     ) -> dict[str, Classification]:
-        """Classify the same images against several knowledge bases; they are encoded once."""
-        names = self.knowledge_names if knowledge is None else tuple(knowledge)
-        bases = [self.knowledge(name) for name in names]
-        encoded = self._encoded(images, None, options.pop("progress", None))
-        call = {"method": None, "mode": "batch", "prior": None, "settings": None, "top_evidence": 2, **options}
-        return {base.name: self._answer(base, encoded, **call) for base in bases}
+        """Classify the same images against several knowledge bases; they are encoded once.
+
+        ``knowledge`` holds names (default: all); the rest is as for `classify`.
+        """
+        if isinstance(knowledge, str):
+            raise KnowledgeError(f"knowledge: expected a list of names, got one text; write [{knowledge!r}]")
+        bases = [self.knowledge(name) for name in (self.knowledge_names if knowledge is None else knowledge)]
+        check_top(top_evidence)
+        encoded = self._encoded(images, features, progress)
+        return {base.name: self._answer(base, encoded, method, mode, prior, settings, top_evidence) for base in bases}
 
     def fit(
         self,
@@ -232,7 +253,7 @@ class Engine:
         *,
         features: npt.ArrayLike | None = None,
         knowledge: str | None = None,
-        prior: npt.ArrayLike | None = None,
+        prior: Prior = None,
         settings: MethodConfig | None = None,
         progress: Progress | None = None,
     ) -> tuple[FrozenProxies, Classification]:
@@ -243,8 +264,10 @@ class Engine:
         """
         base = self.knowledge(knowledge)
         encoded = self._encoded(images, features, progress)
-        chosen = _check_choice("method", method, METHODS)
-        answer = solve(encoded.features, base, chosen, settings or self.config.method, prior)
+        chosen = check_choice("method", method, METHODS)
+        if len(encoded.features) == 0:
+            raise InputError(f"cannot fit: none of the {len(encoded.names)} images could be used; {_first(encoded)}")
+        answer = solve(encoded.features, base, chosen, self._settings(settings), class_shares(prior, base))
         if answer.method_used != chosen:
             reasons = " ".join(notice.message for notice in answer.warnings)
             raise InputError(f"cannot fit {chosen!r} on {len(encoded.features)} images: {reasons}")
@@ -295,11 +318,13 @@ class Engine:
         encoded: EncodedImages,
         method: MethodName | None,
         mode: ModeName,
-        prior: npt.ArrayLike | None,
+        prior: Prior,
         settings: MethodConfig | None,
         top_evidence: int,
     ) -> Classification:
-        _check_choice("mode", mode, ("batch", "frozen", "stream"))
+        check_choice("mode", mode, ("batch", "frozen", "stream"))
+        config = self._settings(settings)
+        shares = class_shares(prior, base)
         frozen = self._frozen.get(base.name)
         if mode == "frozen" and frozen is None:
             raise InputError(
@@ -309,30 +334,36 @@ class Engine:
         default: MethodName = {"batch": "kpl", "frozen": frozen.method if frozen else "kpl", "stream": "kpl_stream"}[
             mode
         ]
-        chosen = _check_choice("method", method or default, METHODS)
+        chosen = check_choice("method", default if method is None else method, METHODS)
         if len(encoded.features) == 0:
             return _assemble(base, encoded, None, chosen, mode, top_evidence)
-        config = settings or self.config.method
         if mode == "batch":
-            answer = solve(encoded.features, base, chosen, config, prior)
+            answer = solve(encoded.features, base, chosen, config, shares)
         elif mode == "stream":
-            answer = self._stream(base, chosen, config, prior).answer(encoded.features)
+            answer = self._stream(base, chosen, config, shares).answer(encoded.features)
         else:
-            answer = _answer_frozen(encoded.features, frozen, chosen, prior)
+            answer = _answer_frozen(encoded.features, frozen, chosen, shares)
+            if config != self.config.method:
+                answer = replace(answer, warnings=(*answer.warnings, _SETTINGS_UNUSED))
         return _assemble(base, encoded, answer, chosen, mode, top_evidence)
 
+    def _settings(self, settings: MethodConfig | None) -> MethodConfig:
+        if settings is not None and not isinstance(settings, MethodConfig):
+            raise ConfigError(f"settings: expected a MethodConfig, got {type(settings).__name__}")
+        return self.config.method if settings is None else settings
+
     def _stream(
-        self, base: KnowledgeBase, method: MethodName, config: MethodConfig, prior: npt.ArrayLike | None
+        self, base: KnowledgeBase, method: MethodName, config: MethodConfig, shares: Float64 | None
     ) -> StreamSolver:
-        shares = None if prior is None else tuple(np.asarray(prior, dtype=np.float64).ravel().tolist())
-        key = (base.name, method, config, shares)  # another setting is another stream, never a mixture of two
+        prior = None if shares is None else tuple(shares.tolist())
+        key = (base.name, method, config, prior)  # another setting is another stream, never a mixture of two
         if key not in self._streams:
-            self._streams[key] = StreamSolver(base, method, config, prior)
+            self._streams[key] = StreamSolver(base, method, config, shares)
         return self._streams[key]
 
 
 def _answer_frozen(
-    features: Float32, frozen: FrozenProxies | None, method: MethodName, prior: npt.ArrayLike | None
+    features: Float32, frozen: FrozenProxies | None, method: MethodName, shares: Float64 | None
 ) -> Answer:
     if frozen is None:
         raise InputError("no frozen proxies")
@@ -341,20 +372,13 @@ def _answer_frozen(
             f"mode 'frozen' holds proxies fitted with {frozen.method!r}, got method {method!r}; "
             f"leave the method out or fit again with --method {method}"
         )
-    if prior is not None:
+    if shares is not None:
         raise InputError("a prior changes what is learned: give it to fit, not to classify in mode 'frozen'")
     return solve_frozen(features, frozen)
 
 
-def _check_choice(name: str, value: Any, choices: Iterable[str]) -> Any:
-    if value not in tuple(choices):
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
-    return value
-
-
-def _check_top(top_evidence: Any) -> None:
-    if not isinstance(top_evidence, (int, np.integer)) or isinstance(top_evidence, bool) or top_evidence < 0:
-        raise ConfigError(f"top_evidence: expected an integer >= 0, got {top_evidence!r}")
+def _first(encoded: EncodedImages) -> str:
+    return f"the first: {encoded.failures[0][2]}" if encoded.failures else "give some"
 
 
 def _read_knowledge(bundle: Bundle, name: str) -> KnowledgeBase:
@@ -375,16 +399,6 @@ def _read_frozen(bundle: Bundle, base: KnowledgeBase) -> FrozenProxies | None:
             f"base {base.name!r}, got shape {frozen.proxies.shape} fitted to another; fit them again"
         )
     return frozen
-
-
-def _as_sources(images: Any) -> Sequence[Any]:
-    if isinstance(images, (str, Path, bytes)):
-        raise InputError(
-            f"images: expected a sequence of images, got one {type(images).__name__}; put it in a list: [image]"
-        )
-    if isinstance(images, np.ndarray) and (images.ndim != 4 or images.shape[3] != 3 or images.dtype != np.uint8):
-        raise ImageError(f"images: expected shape (n, h, w, 3) and uint8, got {images.shape} and {images.dtype}")
-    return images if isinstance(images, Sequence) else list(images)
 
 
 def _assemble(

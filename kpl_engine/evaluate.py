@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from kpl_engine.arguments import Prior
 from kpl_engine.arrays import Ints
 from kpl_engine.config import MethodConfig, MethodName
 from kpl_engine.engine import Classification, Engine, Failure
@@ -130,7 +130,7 @@ def evaluate(
     methods: Sequence[MethodName] = ALL_METHODS,
     knowledge: str | None = None,
     settings: MethodConfig | None = None,
-    prior: npt.ArrayLike | None = None,
+    prior: Prior = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Classify a labelled folder with every method; images are decoded and encoded once.

@@ -64,7 +64,10 @@ class Bundle:
         BundleError
             Nothing readable at ``path``, or one of its three kinds: corrupt, version, path.
         """
-        place = Path(os.path.realpath(path))
+        try:
+            place = Path(os.path.realpath(path))
+        except (TypeError, ValueError) as error:
+            raise BundleError(f"expected the path of a bundle, got {path!r:.80}: {error}") from error
         for attempt in range(_MAX_OPEN_TRIES):
             store = open_store(place)
             try:

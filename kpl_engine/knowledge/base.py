@@ -119,6 +119,9 @@ class KnowledgeBase:
         """
         if isinstance(embeddings, Mapping):
             classes = list(embeddings) if classes is None else classes
+            missing = [label for label in classes if label not in embeddings]
+            if missing:
+                raise KnowledgeError(f"expected embeddings of every class, got none for {missing}")
             embeddings = [embeddings[label] for label in classes]
         blocks = [check_array(f"embeddings[{j}]", block, ("m", "d")) for j, block in enumerate(embeddings)]
         if not blocks:
@@ -128,6 +131,8 @@ class KnowledgeBase:
         if len({block.shape[1] for block in blocks}) != 1:
             raise KnowledgeError(f"all embeddings need one width d, got {sorted({b.shape[1] for b in blocks})}")
         labels = tuple(classes) if classes is not None else tuple(f"class {j}" for j in range(len(blocks)))
+        if not _are_texts(list(labels)):
+            raise KnowledgeError(f"expected class names that are texts, got {list(labels)}")
         if len(labels) != len(blocks) or len(set(labels)) != len(labels):
             raise KnowledgeError(f"expected {len(blocks)} different class names, got {list(labels)}")
         texts = (

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kpl_engine.config import MethodConfig
+from kpl_engine.config import EngineConfig, MethodConfig
 from kpl_engine.engine import Engine
-from kpl_engine.errors import ConfigError, ImageError, InputError, KnowledgeError, KplError, ShapeError
+from kpl_engine.errors import BundleError, ConfigError, ImageError, InputError, KnowledgeError, KplError, ShapeError
 from kpl_engine.solver.select import METHODS
 
 
@@ -224,3 +224,97 @@ def test_progress_is_reported(engine, images):
 def test_every_refusal_is_a_kpl_error(engine):
     with pytest.raises(KplError):
         engine.classify(features=np.zeros((0, 16)))
+
+
+def test_a_prior_may_be_named(engine, images):
+    by_name = engine.classify(images, prior={"effusion": 0.5, "normal": 0.2, "nodule": 0.3})
+    np.testing.assert_array_equal(by_name.probabilities, engine.classify(images, prior=[0.2, 0.3, 0.5]).probabilities)
+    with pytest.raises(InputError, match="every class"):
+        engine.classify(images, prior={"normal": 1.0})
+
+
+def test_frozen_mode_says_that_settings_are_not_used(engine, images):
+    engine.fit(images)
+    plain = engine.classify(images, mode="frozen")
+    changed = engine.classify(images, mode="frozen", settings=MethodConfig(tau_i=1.0))
+    assert [notice.code for notice in plain.warnings] == []
+    assert [notice.code for notice in changed.warnings] == ["settings_unused"]
+    np.testing.assert_array_equal(plain.probabilities, changed.probabilities)
+
+
+def test_paths_in_an_array(engine, images, tmp_path):
+    paths = [tmp_path / f"{i:02d}.png" for i in range(len(images))]
+    for path, pixels in zip(paths, images, strict=True):
+        path.write_bytes(as_png(pixels))
+    for array in (np.array([str(path) for path in paths]), np.array(paths, dtype=object)):
+        np.testing.assert_array_equal(engine.classify(array).probabilities, engine.classify(images).probabilities)
+
+
+def test_classify_each_takes_what_classify_takes(engine, images):
+    features = engine.encode(images).features
+    each = engine.classify_each(features=features, method="inmap", top_evidence=1)
+    expected = engine.classify(features=features, method="inmap", top_evidence=1)
+    np.testing.assert_array_equal(each["chest"].probabilities, expected.probabilities)
+    assert each["chest"].evidence == expected.evidence
+    with pytest.raises(KnowledgeError, match=r"\['chest'\]"):
+        engine.classify_each(images, "chest")
+
+
+FEATURES = {"features": np.eye(16)[np.arange(20) % 16]}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ({"images": 5}, InputError, "sequence"),
+        ({"images": Image.new("RGB", (4, 4))}, InputError, "put it in a list"),
+        ({"images": bytearray(b"x")}, InputError, "put it in a list"),
+        ({"images": memoryview(b"x")}, InputError, "put it in a list"),
+        ({"images": io.BytesIO(b"x")}, InputError, "put it in a list"),
+        ({"images": {"a.png": 1}}, InputError, "put it in a list"),
+        ({"images": np.ma.masked_array(np.zeros((2, 4, 4, 3), np.uint8), True)}, ImageError, "masked"),
+        ({"features": np.ma.masked_array(np.ones((20, 16)), np.eye(20, 16))}, ShapeError, "masked"),
+        ({**FEATURES, "top_evidence": -1}, ConfigError, "-1"),
+        ({**FEATURES, "top_evidence": 1.5}, ConfigError, "1.5"),
+        ({**FEATURES, "settings": {"k": 3}}, ConfigError, "dict"),
+        ({**FEATURES, "settings": {}}, ConfigError, "dict"),
+        ({**FEATURES, "settings": {"k": 3}, "mode": "stream"}, ConfigError, "dict"),
+        ({**FEATURES, "method": ""}, ConfigError, "''"),
+        ({**FEATURES, "method": np.array(["kpl", "kpl"])}, ConfigError, "kpl"),
+        ({**FEATURES, "mode": ["batch"]}, ConfigError, "batch"),
+        ({**FEATURES, "knowledge": ["chest"]}, KnowledgeError, "chest"),
+        ({**FEATURES, "prior": "abc", "mode": "stream"}, ShapeError, "prior"),
+        ({**FEATURES, "prior": [None] * 3, "mode": "stream"}, ShapeError, "prior"),
+        ({**FEATURES, "prior": np.full((1, 3), 0.3), "mode": "stream"}, ShapeError, "prior"),
+    ],
+)
+def test_odd_arguments_say_what_was_expected(engine, call, error, says):
+    with pytest.raises(error) as caught:
+        engine.classify(**call)
+    assert says in str(caught.value)
+
+
+def test_odd_engines_are_refused(engine, encoder, make_knowledge):
+    with pytest.raises(KnowledgeError, match="different names"):
+        Engine(encoder, [make_knowledge(), make_knowledge()])
+    for config in (5, {}, MethodConfig()):
+        with pytest.raises(ConfigError, match="EngineConfig"):
+            Engine(encoder, [make_knowledge()], config=config)
+        with pytest.raises(ConfigError, match="EngineConfig"):
+            Engine.load("anywhere", config=config)
+    for path in (5, None, b"x", "a\0b", []):
+        with pytest.raises(BundleError, match="path of a bundle"):
+            Engine.load(path)
+    with pytest.raises(InputError, match="none of the 2 images"):
+        engine.fit([b"", b"x"])
+
+
+@pytest.mark.parametrize("options", [{"lr": 10**400}, {"alpha": 10**400}])
+def test_numbers_beyond_float64_are_refused(options):
+    with pytest.raises(ConfigError, match="number"):
+        MethodConfig(**options)
+
+
+def test_nested_settings_of_a_wrong_type_are_refused():
+    with pytest.raises(ConfigError, match=r"EngineConfig\.encoder: expected a EncoderConfig"):
+        EngineConfig(encoder=MethodConfig())

@@ -339,3 +339,10 @@ def test_commands(write_encoder, write_file, tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["classes"] == {"a": 2, "b": 0}
     with pytest.raises(KnowledgeError):
         run("check", tmp_path / "gone.json")
+
+
+def test_classes_from_arrays_have_names_and_embeddings():
+    with pytest.raises(KnowledgeError, match="got none for"):
+        KnowledgeBase.from_arrays({"a": np.ones((1, 3))}, ["a", "b"])
+    with pytest.raises(KnowledgeError, match="texts"):
+        KnowledgeBase.from_arrays({1: np.ones((1, 3)), 2: np.ones((1, 3))})
