@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from kpl_engine.arrays import Bools, Float32, Floats, Ints
+from kpl_engine.arrays import Bools, Float32, Float64, Floats, Ints
 from kpl_engine.config import MethodConfig, MethodName
 from kpl_engine.solver.base import Notice
 from kpl_engine.solver.online import StreamSums
@@ -37,7 +37,7 @@ def zero_mean(sums: StreamSums) -> Notice | None:
     )
 
 
-def method_notices(method: MethodName, c: int, config: MethodConfig, has_prior: bool) -> list[Notice]:
+def method_notices(method: MethodName, c: int, config: MethodConfig, shares: Float64 | None) -> list[Notice]:
     """What the choice of method and options already tells, before any image."""
     notices = []
     if method == "kpl" and config.ot_iters != "converged" and c > config.ot_iters:
@@ -52,9 +52,17 @@ def method_notices(method: MethodName, c: int, config: MethodConfig, has_prior: 
         notices.append(
             Notice("converged_plan", "labels are a converged transport plan, not the greedy steps published as KPL")
         )
-    if has_prior and method in ("zeroshot", "proxy", "onzeta"):
+    if shares is not None and method in ("zeroshot", "proxy", "onzeta"):
         notices.append(
             Notice("prior_unused", f"method {method!r} takes no prior; 'inmap', 'kpl' and 'kpl_stream' use it")
+        )
+    if shares is not None and method in ("kpl", "kpl_stream") and not shares.all():
+        notices.append(
+            Notice(
+                "zero_share",
+                f"a prior of 0 empties the pseudo labels of a class, but {method!r} can still answer with it; "
+                "leave the class out of the knowledge base, or use method 'inmap'",
+            )
         )
     return notices
 

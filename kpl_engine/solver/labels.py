@@ -60,7 +60,7 @@ def refine_labels(
         `stable_greenkhorn` tend to, with rows rescaled to 1: another result than 20 steps, and
         what `stable_greenkhorn` should be given when c > 20.
     prior : (c,) array_like, optional
-        Expected class shares; scaled to sum to 1. Zeros are allowed and forbid a class. It
+        Expected class shares; scaled to sum to 1. Zeros are allowed and leave a class without labels. It
         replaces ``gamma``, so giving both is an error.
 
     Returns
@@ -77,7 +77,9 @@ def refine_labels(
     Notes
     -----
     Everything is computed in float64. A class that is impossible for every image keeps mass 0
-    whatever its target. Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231; greedy Sinkhorn,
+    whatever its target; so does, except with `stable_greenkhorn`, which works with logarithms, one
+    whose probabilities all underflow (a cosine 745 tau_t below the best).
+    Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231; greedy Sinkhorn,
     arXiv 1705.09634.
     """
     _check_options(method, tau_t, gamma, iters)

@@ -51,7 +51,8 @@ def solve(
     config : MethodConfig, optional
         Published defaults when left out.
     prior : (c,) array_like, optional
-        Expected class shares; used by ``inmap``, ``kpl`` and ``kpl_stream``.
+        Expected class shares; used by ``inmap``, ``kpl`` and ``kpl_stream``. A share of 0 leaves a
+        class without pseudo labels; the proxies of ``kpl`` and ``kpl_stream`` can answer with it all the same.
 
     Returns
     -------
@@ -71,11 +72,11 @@ def solve(
     X = check_features(features)
     base = as_knowledge(knowledge)
     c = len(base.classes)
-    resolve_prior(prior, c, settings.gamma if method in ("inmap", "kpl") else 0.0)
+    shares = resolve_prior(prior, c, settings.gamma if method in ("inmap", "kpl") else 0.0)
     text = select_text_proxies(X, base, settings.k, settings.retrieval)
     S = similarities_of(X, text)  # (n, c) float64
     clock.lap("text_proxies")
-    notices = method_notices(method, c, settings, prior is not None) + input_notices(X, text.proxies)
+    notices = method_notices(method, c, settings, shares) + input_notices(X, text.proxies)
     used = method
     reason = few_images(len(X), c, settings) if method not in ("zeroshot", "onzeta") else None
     sums = None

@@ -64,7 +64,7 @@ class StreamSolver:
         text = self.text_proxies
         S = similarities_of(X, text)
         clock.lap("text_proxies")
-        notices = method_notices(self.method, S.shape[1], self.config, self._prior is not None)
+        notices = method_notices(self.method, S.shape[1], self.config, self._prior)
         used = self.method
         if self.method == "onzeta":
             if self.onzeta is None:

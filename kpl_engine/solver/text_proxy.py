@@ -38,7 +38,7 @@ def select_text_proxies(
     Parameters
     ----------
     features : (n, d) array_like
-        Unit rows; n >= 1. Taken as they are: a zero row counts in the mean.
+        Unit rows; n >= 1; taken as float32. Used as they are: a zero row counts in the mean.
     knowledge : KnowledgeBase, mapping of class to (m_j, d), sequence of (m_j, d), or (c, m, d)
         Text embeddings per class, scaled to unit rows if they are not.
     k : int

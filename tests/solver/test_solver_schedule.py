@@ -113,19 +113,22 @@ def test_early_exit_is_the_full_run_bit_for_bit(problem, form, monkeypatch):
         assert found.halvings == full.halvings
 
 
-@pytest.mark.parametrize(("n", "d", "c", "tau_i", "lr", "seed"), [(8, 2, 5, 0.5, 1000.0, 0), (12, 3, 3, 0.1, 10.0, 1)])
-def test_shortening_steps_do_not_let_the_dual_form_drift(n, d, c, tau_i, lr, seed):
+@pytest.mark.parametrize(("n", "d", "c", "tau_i", "lr"), [(8, 2, 5, 0.5, 1000.0), (12, 3, 3, 0.1, 10.0)])
+@pytest.mark.parametrize("seed", [3, 19, 20, 35, 36])
+def test_shortening_steps_do_not_let_the_dual_form_drift(n, d, c, tau_i, lr, seed, monkeypatch):
     """Soft labels: steps shorten the columns, which multiplies an error of their length in every step."""
     random = np.random.default_rng(seed)
-    X = random.normal(size=(n, d))
-    X /= np.linalg.norm(X, axis=1, keepdims=True)
-    T = np.linalg.qr(random.normal(size=(d, d)))[0][:, np.arange(c) % d] * np.sign(np.arange(c) - 1.5)
+    X, T = random.normal(size=(n, d)), random.normal(size=(d, c))
+    X, T = X / np.linalg.norm(X, axis=1, keepdims=True), T / np.linalg.norm(T, axis=0)
     P = reference.softmax(X @ T)
-    W, _ = reference.schedule(X, T, P, lr=lr, tau_i=tau_i, alpha=2)
-    found = schedule.run_dual(X, T, P, lr, 2000, tau_i)
-    assert np.abs(found.W - W).max() < 1e-6
-    assert np.abs(found.Z - X @ found.W).max() < 1e-12
+    W, _ = reference.schedule(X, T, P, lr=lr, iters=600, tau_i=tau_i, alpha=2)
+    found = schedule.run_dual(X, T, P, lr, 600, tau_i)
+    assert np.abs(found.W - W).max() < 1e-10
+    assert np.abs(found.Z - X @ found.W).max() < 1e-11
     assert np.abs(np.linalg.norm(found.W, axis=0) - 1).max() < 1e-14
+    monkeypatch.setattr(schedule, "_MAX_DRIFT", np.inf)
+    if (seed, n) in ((19, 8), (20, 12), (36, 12)):  # measured 0.18, 0.19 and 0.61
+        assert np.abs(schedule.run_dual(X, T, P, lr, 600, tau_i).W - W).max() > 0.1
 
 
 def test_unit_columns_and_record(problem):

@@ -231,6 +231,17 @@ def test_imbalance_is_hinted_unless_a_prior_is_given(make_clip_like):
     assert "prior_unused" in codes(solve(X, data.descriptions, "proxy", FAST, prior=[0.93, 0.07]))
 
 
+def test_a_share_of_zero_is_said_where_it_does_not_bind(data):
+    prior = [0.0, 1.0, 1.0]
+    for method, said in (("kpl", True), ("kpl_stream", True), ("inmap", False)):
+        answer = solve(data.features, data.descriptions, method, FAST, prior=prior)
+        assert ("zero_share" in codes(answer)) == said
+        assert (answer.labels == 0).any() == said
+    assert "zero_share" not in codes(solve(data.features, data.descriptions, "kpl", prior=[1, 2, 3]))
+    stream = StreamSolver(data.descriptions, config=FAST, prior=prior)
+    assert "zero_share" in codes(stream.answer(data.features))
+
+
 def test_zero_and_repeated_vectors_are_said(data):
     X = np.vstack([data.features, data.features[:2], np.zeros((1, 32))])
     answer = solve(X, data.descriptions, "kpl")
