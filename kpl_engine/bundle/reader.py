@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -26,6 +27,7 @@ __all__ = ["Bundle"]
 
 _CHUNK_BYTES = 1 << 20
 _MAX_OPEN_TRIES = 20
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 class Bundle:
@@ -144,7 +146,13 @@ class Bundle:
         """
         self.entry(name)
         if not isinstance(self._store, FolderStore):
-            return self._extract() / name
+            try:
+                return self._extract() / name
+            except OSError as error:
+                raise BundleError(
+                    f"cannot unpack the bundle {self.path} to the folder for temporary files: {error.strerror}; "
+                    "set TMPDIR to another one, or unzip the bundle and use the folder"
+                ) from error
         if not _is_same_place(self.path, self._store):
             raise BundleError(f"{self.path} was replaced since it was opened; open it again")
         if self._verified.get(name) != self._current_stamp(name):
@@ -178,6 +186,8 @@ class Bundle:
             with self._store.open(name) as stream:
                 yield stream
         except OSError as error:
+            if error.errno in _WRITE_ERRORS:
+                raise  # of the copy the caller makes; reading never runs out of space
             raise BundleError(f"{self.path}: cannot read {name!r}: {error.strerror}") from error
         except BundleError as error:
             if isinstance(self._store, FolderStore) and not _is_same_place(self.path, self._store):

@@ -51,18 +51,30 @@ def run(args: argparse.Namespace) -> int:
         load_ms = (perf_counter() - started) * 1e3
         report = evaluate(engine, root, methods=_METHODS, progress=progress)
         result = engine.classify(list_images(root), progress=progress)
-    args.output.mkdir(parents=True, exist_ok=True)
     sheet, confusion = args.output / "contact-sheet.png", args.output / "confusion-kpl.png"
-    _draw_sheet(report, result, sheet)
-    draw_confusion(report["kpl"].metrics.confusion, report.classes, confusion, heading="kpl on the bundled phantoms")
+    problem = _draw(report, result, sheet, confusion)
     if args.json:
         record = {"load_ms": load_ms, "answers": classification_record(result)}
         record["evaluation"] = evaluation_record(report, [confusion] * len(report.results))
         print(to_json(record))
     else:
         _print(report, result, load_ms, args.rows)
-        print(f"\npictures: {sheet}, {confusion}\n{_NOTICE}")
-    return 1 if result.failures else 0
+        print(f"\npictures: {'none' if problem else f'{sheet}, {confusion}'}\n{_NOTICE}")
+    if problem:
+        warn(f"the figures are complete, but the pictures could not be written: {problem}")
+    return 1 if result.failures or problem else 0
+
+
+def _draw(report: Evaluation, result: Classification, sheet: Path, confusion: Path) -> str:
+    """Both pictures; says what went wrong, because a full disk must not cost the figures."""
+    heading = "kpl on the bundled phantoms"
+    try:
+        sheet.parent.mkdir(parents=True, exist_ok=True)
+        _draw_sheet(report, result, sheet)
+        draw_confusion(report["kpl"].metrics.confusion, report.classes, confusion, heading=heading)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _print(report: Evaluation, result: Classification, load_ms: float, num_rows: int) -> None:

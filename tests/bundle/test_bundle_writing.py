@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import resource
 import subprocess
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kpl_engine.bundle import Bundle, pack, swap, write_bundle
+from kpl_engine.bundle import Bundle, pack, reader, swap, write_bundle
+from kpl_engine.bundle import writer as writing
 from kpl_engine.errors import BundleChangedError, BundleError
 
 CONFTEST = Path(__file__).with_name("conftest.py")
@@ -262,3 +265,27 @@ def test_two_writers_of_a_new_bundle_leave_one(tmp_path):
     assert out.count("won\n") == 1
     assert seed_of(tmp_path / "a.kpl") == out.index("won\n")
     assert os.listdir(tmp_path) == ["a.kpl"]
+
+
+class FullDisk(io.BytesIO):
+    def write(self, _):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_of_the_copy_and_not_of_the_original(tmp_path, monkeypatch):
+    write_bundle(tmp_path / "first.kpl", {}, {"a.bin": b"content"}).close()
+    monkeypatch.setattr(writing, "open", lambda *_: FullDisk(), raising=False)
+    with (
+        Bundle.open(tmp_path / "first.kpl") as origin,
+        pytest.raises(BundleError, match=r"could not write the bundle .*second\.kpl: No space left"),
+    ):
+        write_bundle(tmp_path / "second.kpl", {}, {"a.bin": origin})
+    assert [path.name for path in tmp_path.iterdir()] == ["first.kpl"]
+
+
+def test_a_zip_that_cannot_be_unpacked_says_where(tmp_path, monkeypatch):
+    write_bundle(tmp_path / "first.kpl", {}, {"a.bin": b"content"}).close()
+    pack(tmp_path / "first.kpl", tmp_path / "zipped.kpl")
+    monkeypatch.setattr(reader, "open", lambda *_: FullDisk(), raising=False)
+    with Bundle.open(tmp_path / "zipped.kpl") as bundle, pytest.raises(BundleError, match="TMPDIR"):
+        bundle.local_path("a.bin")

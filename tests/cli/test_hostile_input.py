@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from kpl_engine.cli import common, eval_command
+from kpl_engine.cli import common, demo_command, eval_command
 from kpl_engine.cli.main import main
 from kpl_engine.data import demo_bundle, demo_images
 from kpl_engine.imaging.sources import list_images
@@ -161,6 +161,11 @@ def test_figures_survive_a_full_disk_for_the_pictures(call, monkeypatch):
     code, out, _ = call("eval", BUNDLE, IMAGES)
     assert code == 1
     assert "image proxy + OT" in out
+    monkeypatch.setattr(demo_command, "draw_confusion", fail)
+    code, out, err = call("demo")
+    assert code == 1
+    assert "zeroshot" in out
+    assert os.strerror(errno.ENOSPC) in err
 
 
 def test_json_has_no_infinity():
