@@ -164,11 +164,11 @@ def own_tokenizer(checkpoint):
     return SimpleTokenizer(str(checkpoint / options.pop("bpe_path")), context_length=text["context_length"], **options)
 
 
-def assert_exact(report, towers=("image", "text")):
+def assert_exact(report, towers=("image", "text"), batches=(1, 2, 3, 5, 6)):
     """The gates were held with room to spare, at every batch; measured: 4e-7 at most."""
     for tower in towers:
         parity = report.encoder["parity"][tower]
-        assert parity["batches"] == [1, 2, 3, 5, 6]
+        assert parity["batches"] == list(batches)
         assert 0 < parity["max_abs"] < 5e-6, tower
         assert parity["max_one_minus_cos"] < 1e-9, tower
 

@@ -26,7 +26,7 @@ def test_embedded_default_equals_its_checkpoint():
     assert {path.suffix for path in paths} == {".png", ".jpg"}
     phantom = Path(__file__).parent.parent / "phantom"
     knowledge = json.loads((phantom / "knowledge.json").read_text(encoding="utf-8"))
-    texts = [text for texts in knowledge.values() for text in texts[:3]]
+    texts = [entry["feature"] for entries in knowledge["Chest_Features"].values() for entry in entries[:3]]
     assert_equals_open_clip(data / "demo.kpl", phantom / "phantom-clip-v1", paths, texts)
 
 
