@@ -67,12 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_stdout()  # the reader (head, less) left
         return 1
+    except ImportError as error:  # also what a Ctrl-C becomes inside the start-up of some compiled packages
+        print(f"{title}: a package cannot be loaded: {error}; try again, or install kpl-engine again", file=sys.stderr)
+        return 1
     except MemoryError:
         print(f"{title}: not enough memory; give fewer images at once, or smaller ones", file=sys.stderr)
         return 1
     except OSError as error:
-        place = f"{error.filename}: " if error.filename is not None else ""
-        print(f"{title}: {_printable_lines(place)}{error.strerror or error}", file=sys.stderr)
+        place = f"{ascii(error.filename)}: " if error.filename is not None else ""
+        print(f"{title}: {place}{error.strerror or error}", file=sys.stderr)
         _flush_or_discard()
         return 1
     return code

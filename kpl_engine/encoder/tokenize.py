@@ -183,5 +183,5 @@ def _bad(name: str, expected: object, got: object) -> EncoderError:
 def _too_long(row: int, text: str, num_tokens: int, context_length: int) -> TextTooLongError:
     return TextTooLongError(
         f"texts[{row}] {text[:60]!r}: expected at most {context_length} tokens, got {num_tokens}; "
-        "shorten it or pass truncate=True"
+        "shorten it, or pass truncate=True (on the command line --truncate)"
     )

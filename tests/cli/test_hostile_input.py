@@ -168,6 +168,26 @@ def test_figures_survive_a_full_disk_for_the_pictures(call, monkeypatch):
     assert os.strerror(errno.ENOSPC) in err
 
 
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (ImportError("initialization failed"), 1, "initialization failed"),
+        (MemoryError(), 1, "fewer images"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (PermissionError(13, "Permission denied", "a\nb"), 1, r"'a\nb': Permission denied"),
+    ],
+)
+def test_what_the_machine_does_is_one_line(call, monkeypatch, error, code, says):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("kpl_engine.cli.doctor_command.examine", fail)
+    result, out, err = call("doctor")
+    assert (result, out) == (code, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
 def test_json_has_no_infinity():
     assert json.loads(common.to_json({"a": [float("inf"), -float("inf"), float("nan"), 1.5]})) == {
         "a": [None, None, None, 1.5]
