@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{title}: not enough memory; give fewer images at once, or smaller ones", file=sys.stderr)
         return 1
     except OSError as error:
-        place = f"{ascii(error.filename)}: " if error.filename is not None else ""
+        place = f"{error.filename!a}: " if error.filename is not None else ""
         print(f"{title}: {place}{error.strerror or error}", file=sys.stderr)
         _flush_or_discard()
         return 1
