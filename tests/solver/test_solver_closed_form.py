@@ -5,7 +5,13 @@ import pytest
 
 from kpl_engine.errors import SolverError
 from kpl_engine.solver import reference
-from kpl_engine.solver.closed_form import first_order, schedule_fault, solve_closed_form
+from kpl_engine.solver.closed_form import (
+    first_order,
+    project_both_sides,
+    regime_fault,
+    schedule_fault,
+    solve_closed_form,
+)
 from kpl_engine.solver.labels import refine_labels
 from kpl_engine.solver.proxies import learn_proxies
 from kpl_engine.solver.text_proxy import select_text_proxies
@@ -64,6 +70,8 @@ def test_first_order_is_the_reference_formula_and_errs_by_one_over_n(problem, n,
     exact_e = exact - exact.mean(axis=1, keepdims=True)
     gap = np.abs((W - W.mean(axis=1, keepdims=True)) - exact_e).max() / np.abs(exact_e).max()
     assert gap < 2.5 / n
+    common = np.abs(W.mean(axis=1) - exact.mean(axis=1)).max()  # dbar: what all classes share beyond -u
+    assert common < 1.5 / n * np.abs(exact.mean(axis=1) + u).max()  # measured 1.00 / n
 
 
 def test_both_factorisations_agree(problem):
@@ -128,6 +136,29 @@ def test_short_steps_freeze_before_the_fixed_point(make_clip_like, lr, seed):
     np.testing.assert_array_equal(found.labels, Z.argmax(axis=1))
     closed = learn_proxies(data.features, T, P, lr=lr, solver="closed_form")
     assert np.mean(closed.labels != found.labels) > 0.02
+
+
+def test_regime_is_half_of_the_mass_of_a_column(problem):
+    X, _, P = problem(60, 48, 2, seed=4)
+    scale = 30 / P.sum(axis=0).max()  # c · largest column mass = n
+    assert regime_fault(X, P * scale * 0.49, 0) == ""
+    assert "labels are not O(1/n)" in regime_fault(X, P * scale * 0.51, 0)
+
+
+def test_projection_is_pi_a_pi():
+    random = np.random.default_rng(0)
+    A, u = random.normal(size=(6, 6)), random.normal(size=6)
+    A, u = A @ A.T, u / np.linalg.norm(u)
+    Pi = np.eye(6) - np.outer(u, u)
+    assert np.abs(project_both_sides(A, u) - Pi @ A @ Pi).max() < 1e-14
+
+
+def test_long_steps_may_swing_for_more_steps_than_asked(problem):
+    """Near kappa = 1 a swing shrinks by 2/(1 + r) a step: 2000 steps do for r = 112, not for 1120."""
+    X, _, _ = problem(60, 48, 2, seed=4)
+    assert schedule_fault(X, 2, 10.0, 2000, 0.04) == ""
+    assert "may stop short" in schedule_fault(X, 2, 100.0, 2000, 0.04)
+    assert schedule_fault(X, 2, 100.0, 20_000, 0.04) == ""
 
 
 def test_fewer_images_than_four_per_class_leave_it(problem):

@@ -203,6 +203,26 @@ def test_small_temperatures_do_not_overflow(problem):
         assert np.isfinite(learn_proxies(X, T, P, tau_i=1e-5, iters=20, solver=solver).proxies).all()
 
 
+@pytest.mark.parametrize("tau_i", [1e-3, 1.6e-3, 1e-4])
+def test_exponents_past_the_range_of_exp_are_shifted(problem, tau_i):
+    """Logits of 600 to 10,000: e to their power is beyond float64, the softmax is not."""
+    X, T, P = problem(30, 16, 3, 6, "softmax")
+    for iters in (1, 3):
+        W, _ = reference.schedule(X, T, P, iters=iters, tau_i=tau_i)
+        for solver in FORMS:
+            found = learn_proxies(X, T, P, tau_i=tau_i, iters=iters, solver=solver)
+            assert np.abs(found.proxies - W).max() < 1e-6
+
+
+def test_a_flat_gradient_norm_counts_as_converged(problem):
+    X, T, P = wide(*problem(60, 32, 4, 5))
+    for run in (schedule.run_dual, schedule.run_primal):
+        short, long = (run(X, T, P, 10.0, iters, 0.04) for iters in (3, 60))
+        assert not short.converged
+        assert long.converged
+        assert long.iterations == 60  # not the early exit, which also says so
+
+
 def test_permutations_only_reorder(problem):
     X, T, P = problem(80, 32, 4, 8)
     rows, columns = np.random.default_rng(1).permutation(80), [2, 0, 3, 1]
