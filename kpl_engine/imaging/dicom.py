@@ -62,8 +62,14 @@ def decode_dicom(data: bytes, max_pixels: int) -> tuple[UInt8, list[str]]:
         )
     notices = [f"{num_frames} frames; only frame 1 is used"] if num_frames > 1 else []
     pixels = _pixels(dataset)
+    is_colour = kind in _COLOUR
+    if pixels.shape != ((*shape, 3) if is_colour else shape) or (is_colour and pixels.dtype.kind != "u"):
+        raise Rejected(
+            f"the DICOM header contradicts itself: {kind} with pixels of shape {pixels.shape} and type {pixels.dtype}; "
+            "export the file again"
+        )
     try:
-        if kind in _COLOUR:
+        if is_colour:
             return _colour(pixels, dataset), notices
         grey = _window(_rescale(pixels, dataset), dataset, notices)  # (h, w) float64, 0..1
     except Rejected:
@@ -105,7 +111,7 @@ def _pixels(dataset: Any) -> Any:
 def _colour(pixels: Any, dataset: Any) -> UInt8:
     bits = int(dataset.BitsStored)
     if bits == 8:
-        return np.ascontiguousarray(pixels)
+        return np.ascontiguousarray(np.minimum(pixels, 255), dtype=np.uint8)  # 8 bits may be stored in 16
     scaled = np.rint(pixels.astype(np.float64) * (255.0 / (2**bits - 1)))  # (h, w, 3) float64
     return np.asarray(np.clip(scaled, 0, 255), dtype=np.uint8)
 

@@ -165,3 +165,26 @@ def test_missing_extra_names_itself(ct, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     error = fails(written(dataset(ct)), r"kpl-engine\[dicom\]")
     assert error.source == "scan.dcm"
+
+
+@pytest.mark.parametrize(
+    ("pixels", "values"),
+    [
+        (np.zeros((6, 5), np.uint16), {"PhotometricInterpretation": "RGB"}),
+        (np.zeros((6, 5, 3), np.uint8), {"SamplesPerPixel": 3, "PlanarConfiguration": 0}),
+        (np.zeros((6, 5, 3), np.int8), {"PhotometricInterpretation": "RGB", "SamplesPerPixel": 3}),
+    ],
+)
+def test_a_header_that_contradicts_itself_is_that_files_error(pixels, values):
+    found = dataset(pixels, **values)
+    if found.SamplesPerPixel == 3:
+        found.PlanarConfiguration = 0
+    with pytest.raises(ImageError, match=r"film\.dcm: the DICOM header contradicts itself"):
+        decode_image(written(found), name="film.dcm")
+
+
+def test_eight_bit_colour_stored_in_sixteen():
+    pixels = np.random.default_rng(1).integers(0, 256, (6, 5, 3)).astype(np.uint16)
+    got = decode_image(written(dataset(pixels, "RGB", bits=8))).pixels
+    np.testing.assert_array_equal(got, pixels)
+    assert got.dtype == np.uint8
