@@ -127,6 +127,10 @@ def _prepare(source: ImageSource, name: str, geometry: Preprocess, config: Decod
             pixels = geometry.apply(decoded.pixels)
         except ImageError as error:
             raise ImageError(f"{name}: {error}", source=name) from error
+        except MemoryError as error:
+            raise ImageError(
+                f"{name}: not enough memory to resize it; make the picture smaller", source=name
+            ) from error
         spent = (time.perf_counter() - start) * 1e3
         return _Prepared(pixels, decoded.notices, (decoded.read_ms, decoded.decode_ms, spent))
     except ImageError as error:

@@ -15,6 +15,7 @@ from kpl_engine.encoder.fake import FakeEncoder
 from kpl_engine.encoder.pipeline import EncodedImages, encode_stream
 from kpl_engine.errors import EncoderError, ImageError
 from kpl_engine.imaging.decode import decode_image
+from kpl_engine.imaging.preprocess import Preprocess
 
 
 def pictures(n, seed=0):
@@ -198,3 +199,19 @@ def test_from_features():
     np.testing.assert_array_equal(got.ok_index, [0, 1, 2])
     assert got.names == ("features[0]", "features[1]", "features[2]")
     assert EncodedImages.from_features(features, ["a", "b", "c"]).names == ("a", "b", "c")
+
+
+def test_no_memory_for_one_picture_is_that_pictures_error(monkeypatch):
+    original = Preprocess.apply
+
+    def apply(self, rgb):
+        if rgb.shape[0] == 99:
+            raise MemoryError
+        return original(self, rgb)
+
+    monkeypatch.setattr(Preprocess, "apply", apply)
+    huge = np.zeros((99, 4, 3), np.uint8)
+    got = encode_stream([*pictures(3), huge, *pictures(2)], FakeEncoder())
+    assert [index for index, _, _ in got.failures] == [3]
+    assert "not enough memory" in str(got.failures[0][2])
+    assert len(got.features) == 5
