@@ -7,6 +7,7 @@ from kpl_engine.config import MethodConfig
 from kpl_engine.errors import ConfigError, ShapeError
 from kpl_engine.solver import reference
 from kpl_engine.solver.base import FrozenProxies
+from kpl_engine.solver.guards import answer_notices, method_notices
 from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve_frozen
 
 FAST = MethodConfig(proxy_iters=200)
@@ -206,7 +207,6 @@ def test_label_flip_is_said(data):
     X, T = data.features, data.descriptions
     found = [solve(X, T, "kpl", MethodConfig(min_batch=1))]
     assert "label_flip" not in codes(found[0])
-    from kpl_engine.solver.guards import answer_notices
 
     labels, text = np.array([0, 1, 0, 1]), np.array([1, 0, 1, 1])
     said = answer_notices(labels, text, 2, np.zeros(4, bool), assumes_equal_shares=False)
@@ -307,3 +307,32 @@ def test_other_retrievals_run(data, retrieval):
         assert np.isfinite(answer.probabilities).all()
         if retrieval == "per_image":
             np.testing.assert_array_equal(answer.text_labels, answer.text_proxies.logits.argmax(axis=1))
+
+
+def test_the_edges_of_the_notices():
+    def many(c):
+        return any(n.code == "many_classes" for n in method_notices("kpl", c, MethodConfig(), None))
+
+    def skewed(counts):
+        text = np.repeat(np.arange(len(counts)), counts)
+        found = answer_notices(text, text, len(counts), np.zeros(len(text), bool), assumes_equal_shares=True)
+        return [notice.code for notice in found] == ["imbalance"]
+
+    assert (many(20), many(21)) == (False, True)
+    assert (skewed([69, 31]), skewed([71, 29])) == (False, True)
+
+
+def test_batch_onzeta_takes_the_batch_for_its_horizon(data):
+    answer = solve(data.features[:30], data.descriptions, "onzeta")
+    expected = reference.onzeta(data.features[:30], answer.text_proxies.proxies)[0]
+    assert np.abs(answer.probabilities - expected).max() < 1e-5
+
+
+def test_a_stream_uses_its_prior(data):
+    prior = [0.7, 0.2, 0.1]
+    stream = StreamSolver(data.descriptions, config=FAST, prior=prior).answer(data.features)
+    batch = solve(data.features, data.descriptions, "kpl_stream", FAST, prior=prior)
+    np.testing.assert_array_equal(stream.probabilities, batch.probabilities)
+    assert (
+        np.abs(stream.probabilities - solve(data.features, data.descriptions, "kpl_stream").probabilities).max() > 0.01
+    )

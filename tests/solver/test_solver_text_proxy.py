@@ -132,3 +132,15 @@ def test_bad_input_is_named(make_clip_like):
         select_text_proxies(data.features, [])
     with pytest.raises(KnowledgeError, match="at least one embedding"):
         select_text_proxies(data.features, [data.descriptions[0], data.descriptions[1][:0]])
+
+
+def test_ties_of_a_long_block_keep_their_order():
+    same = np.tile(np.random.default_rng(0).normal(size=(1, 8)), (300, 1))
+    assert select_text_proxies(same[:1], [same], k=200).kept[0].tolist() == list(range(200))
+
+
+def test_per_image_with_more_asked_than_there_are(make_clip_like):
+    data = make_clip_like(10, 16, 2, seed=7)
+    found = select_text_proxies(data.features, data.descriptions, k=50, retrieval="per_image")
+    everything = data.features @ select_text_proxies(data.features, data.descriptions, retrieval="all").proxies
+    np.testing.assert_allclose(found.logits, everything, atol=1e-6)
