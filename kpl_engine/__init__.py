@@ -6,11 +6,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kpl_engine.classification import Classification as Classification
     from kpl_engine.config import DecodeConfig as DecodeConfig
     from kpl_engine.config import EncoderConfig as EncoderConfig
     from kpl_engine.config import EngineConfig as EngineConfig
     from kpl_engine.config import MethodConfig as MethodConfig
-    from kpl_engine.engine import Classification as Classification
     from kpl_engine.engine import Engine as Engine
     from kpl_engine.errors import KplError as KplError
     from kpl_engine.knowledge import KnowledgeBase as KnowledgeBase
@@ -22,7 +22,7 @@ __version__ = "0.1.0"
 
 # Loaded on first use: importing the package must not cost an embedded process anything.
 _HOMES = {
-    "Classification": "kpl_engine.engine",
+    "Classification": "kpl_engine.classification",
     "DecodeConfig": "kpl_engine.config",
     "EncoderConfig": "kpl_engine.config",
     "Engine": "kpl_engine.engine",

@@ -1,20 +1,20 @@
-"""`Engine`: images in, labels with probabilities and reasons out. The only file that knows encoder and solver."""
+"""`Engine`: images in, labels with probabilities and reasons out. The only file that runs encoder and solver."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from kpl_engine.arguments import Prior, as_sources, check_choice, check_config, check_top, class_shares
-from kpl_engine.arrays import Bools, Float32, Float64, Ints, check_array
+from kpl_engine.arrays import Float32, Float64, check_array
 from kpl_engine.bundle import Bundle
+from kpl_engine.classification import Classification, assemble
 from kpl_engine.config import EngineConfig, MethodConfig, MethodName, ModeName
 from kpl_engine.encoder.base import Encoder
 from kpl_engine.encoder.pipeline import EncodedImages, encode_stream
@@ -24,66 +24,13 @@ from kpl_engine.knowledge.base import KnowledgeBase
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
 from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve_frozen
 
-__all__ = ["Classification", "Engine", "Evidence", "Failure"]
+__all__ = ["Engine"]
 
 Progress = Callable[[int, int], None]
 _StreamKey = tuple[str, MethodName, MethodConfig, tuple[float, ...] | None]
 _SETTINGS_UNUSED = Notice(
     "settings_unused", "mode 'frozen' answers with the numbers it was fitted with; give the settings to fit instead"
 )
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One description that speaks for the label: its text and its cosine with the image."""
-
-    description: str
-    similarity: float
-    is_kept: bool  # one of the k descriptions that made the text proxy
-
-
-@dataclass(frozen=True)
-class Failure:
-    """One image that could not be used: its position in the input, its name and why."""
-
-    index: int
-    name: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Answers in the order of the input, one entry per image, failed images included.
-
-    ``labels`` holds class names, ``None`` where the image failed (see ``failures``); there the row
-    of ``probabilities`` (n, c) and ``margins`` (n,) are NaN and ``class_indices`` is -1.
-    ``margins`` are the gap between the two largest probabilities. ``method`` and ``mode`` say what
-    was asked for, ``method_used`` what produced the answer (they differ when a guard stepped in,
-    which ``warnings`` explains). ``timings_ms`` holds wall milliseconds; read, decode and
-    preprocess run beside encode, so stages may add up to more than ``total``.
-    """
-
-    classes: tuple[str, ...]
-    names: tuple[str, ...]
-    labels: tuple[str | None, ...]
-    class_indices: Ints  # (n,)
-    probabilities: Float32  # (n, c)
-    margins: Float32  # (n,)
-    evidence: tuple[tuple[Evidence, ...], ...]
-    text_labels: tuple[str | None, ...]
-    text_probabilities: Float32  # (n, c)
-    knowledge: str
-    method: MethodName
-    method_used: MethodName
-    mode: ModeName
-    warnings: tuple[Notice, ...]
-    failures: tuple[Failure, ...]
-    timings_ms: Mapping[str, float]
-
-    @property
-    def is_ok(self) -> Bools:
-        """Which images were answered, (n,) bool."""
-        return self.class_indices >= 0
 
 
 class Engine:
@@ -273,7 +220,7 @@ class Engine:
             raise InputError(f"cannot fit {chosen!r} on {len(encoded.features)} images: {reasons}")
         frozen = freeze(answer)
         self._frozen[base.name] = frozen
-        return frozen, _assemble(base, encoded, answer, chosen, "batch", 2)
+        return frozen, assemble(base, encoded, answer, chosen, "batch", 2)
 
     def frozen_proxies(self, knowledge: str | None = None) -> FrozenProxies | None:
         """The fitted proxies of a knowledge base, or ``None``."""
@@ -331,12 +278,12 @@ class Engine:
                 f"mode 'frozen' needs proxies fitted for {base.name!r}, and there are none; "
                 "fit them on unlabelled images with `kpl-engine fit` or Engine.fit"
             )
-        default: MethodName = {"batch": "kpl", "frozen": frozen.method if frozen else "kpl", "stream": "kpl_stream"}[
-            mode
-        ]
+        default: MethodName = frozen.method if mode == "frozen" and frozen else "kpl"
+        if mode == "stream":
+            default = "kpl_stream"
         chosen = check_choice("method", default if method is None else method, METHODS)
         if len(encoded.features) == 0:
-            return _assemble(base, encoded, None, chosen, mode, top_evidence)
+            return assemble(base, encoded, None, chosen, mode, top_evidence)
         if mode == "batch":
             answer = solve(encoded.features, base, chosen, config, shares)
         elif mode == "stream":
@@ -345,7 +292,7 @@ class Engine:
             answer = _answer_frozen(encoded.features, frozen, chosen, shares)
             if config != self.config.method:
                 answer = replace(answer, warnings=(*answer.warnings, _SETTINGS_UNUSED))
-        return _assemble(base, encoded, answer, chosen, mode, top_evidence)
+        return assemble(base, encoded, answer, chosen, mode, top_evidence)
 
     def _settings(self, settings: MethodConfig | None) -> MethodConfig:
         if settings is not None and not isinstance(settings, MethodConfig):
@@ -399,61 +346,3 @@ def _read_frozen(bundle: Bundle, base: KnowledgeBase) -> FrozenProxies | None:
             f"base {base.name!r}, got shape {frozen.proxies.shape} fitted to another; fit them again"
         )
     return frozen
-
-
-def _assemble(
-    base: KnowledgeBase,
-    encoded: EncodedImages,
-    answer: Answer | None,
-    method: MethodName,
-    mode: ModeName,
-    top_evidence: int,
-) -> Classification:
-    """Spread the answers of the usable images over the positions of the input."""
-    n, c = len(encoded.names), len(base.classes)
-    indices = np.full(n, -1, dtype=np.int64)
-    text_indices = np.full(n, -1, dtype=np.int64)
-    probabilities = np.full((n, c), np.nan, dtype=np.float32)
-    text_probabilities = np.full((n, c), np.nan, dtype=np.float32)
-    margins = np.full(n, np.nan, dtype=np.float32)
-    evidence: list[tuple[Evidence, ...]] = [()] * n
-    if answer is not None:
-        ok = encoded.ok_index
-        indices[ok], text_indices[ok] = answer.labels, answer.text_labels
-        probabilities[ok], text_probabilities[ok] = answer.probabilities, answer.text_probabilities
-        margins[ok] = answer.margins
-        for position, found in zip(ok, _find_evidence(encoded.features, base, answer, top_evidence), strict=True):
-            evidence[int(position)] = found
-    names = (None, *base.classes)  # index -1 + 1 is the failed image
-    return Classification(
-        classes=base.classes,
-        names=tuple(encoded.names),
-        labels=tuple(names[i + 1] for i in indices),
-        class_indices=indices,
-        probabilities=probabilities,
-        margins=margins,
-        evidence=tuple(evidence),
-        text_labels=tuple(names[i + 1] for i in text_indices),
-        text_probabilities=text_probabilities,
-        knowledge=base.name,
-        method=method,
-        method_used=answer.method_used if answer is not None else method,
-        mode=mode,
-        warnings=tuple(Notice("image", text) for text in encoded.notices) + (answer.warnings if answer else ()),
-        failures=tuple(Failure(i, name, str(error)) for i, name, error in encoded.failures),
-        timings_ms={**encoded.timings_ms, **(answer.timings_ms if answer else {})},
-    )
-
-
-def _find_evidence(features: Float32, base: KnowledgeBase, answer: Answer, top: int) -> list[tuple[Evidence, ...]]:
-    """For each image the ``top`` descriptions of its class with the largest cosine, best first."""
-    found: list[tuple[Evidence, ...]] = [()] * len(features)
-    for j in np.unique(answer.labels):
-        rows = np.flatnonzero(answer.labels == j)
-        cosines = features[rows] @ base.class_embeddings(int(j)).T  # (rows, m) float32
-        best = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
-        kept = set(answer.text_proxies.kept[j].tolist())
-        texts = base.descriptions[j]
-        for row, order, values in zip(rows, best, cosines, strict=True):
-            found[row] = tuple(Evidence(texts[i], float(values[i]), int(i) in kept) for i in order)
-    return found

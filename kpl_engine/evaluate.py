@@ -12,8 +12,9 @@ import numpy as np
 
 from kpl_engine.arguments import Prior
 from kpl_engine.arrays import Ints
+from kpl_engine.classification import Classification, Failure
 from kpl_engine.config import MethodConfig, MethodName
-from kpl_engine.engine import Classification, Engine, Failure
+from kpl_engine.engine import Engine
 from kpl_engine.errors import InputError
 from kpl_engine.imaging.sources import list_images
 from kpl_engine.metrics import Metrics, measure

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from kpl_engine.classification import Classification
 from kpl_engine.cli.common import (
     add_engine_options,
     add_method_options,
@@ -21,7 +22,7 @@ from kpl_engine.cli.common import (
     to_json,
     warn,
 )
-from kpl_engine.engine import Classification, Engine
+from kpl_engine.engine import Engine
 from kpl_engine.imaging.sources import expand_sources
 
 __all__ = ["add_parser", "classification_record", "classification_table", "run"]
@@ -86,6 +87,8 @@ def classification_table(result: Classification, limit: int | None = None) -> st
             continue
         reasons = "; ".join(f"{e.description} ({e.similarity:.3f})" for e in result.evidence[i])
         label, text_label = str(result.labels[i]), str(result.text_labels[i])
+        if result.is_undecided[i]:
+            label += " (undecided)"
         probability = float(result.probabilities[i, result.class_indices[i]])
         rows.append([Path(name).name, label, f"{probability:.3f}", text_label, reasons])
     width = shutil.get_terminal_size((200, 24)).columns if sys.stdout.isatty() else None
@@ -104,6 +107,7 @@ def classification_record(result: Classification, notices: tuple[str, ...] = ())
             entry |= {
                 "probability": float(result.probabilities[i, result.class_indices[i]]),
                 "margin": float(result.margins[i]),
+                "undecided": bool(result.is_undecided[i]),
                 "probabilities": dict(zip(result.classes, result.probabilities[i].tolist(), strict=True)),
                 "text_label": result.text_labels[i],
                 "evidence": [

@@ -7,12 +7,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from kpl_engine.classification import Classification
 from kpl_engine.cli.classify_command import classification_record, classification_table
 from kpl_engine.cli.common import check_output_folder, format_table, progress_bar, to_json, warn
 from kpl_engine.cli.eval_command import evaluation_record, methods_table
 from kpl_engine.config import MethodName
 from kpl_engine.data import demo_bundle, demo_images
-from kpl_engine.engine import Classification, Engine
+from kpl_engine.engine import Engine
 from kpl_engine.errors import InputError
 from kpl_engine.evaluate import Evaluation, evaluate
 from kpl_engine.imaging.decode import decode_image

@@ -318,3 +318,15 @@ def test_numbers_beyond_float64_are_refused(options):
 def test_nested_settings_of_a_wrong_type_are_refused():
     with pytest.raises(ConfigError, match=r"EngineConfig\.encoder: expected a EncoderConfig"):
         EngineConfig(encoder=MethodConfig())
+
+
+def test_a_label_that_rounding_decided_is_marked(encoder, make_knowledge, images):
+    """Two classes with one description: every margin is zero, and no label may pass for a decided one."""
+    from kpl_engine.knowledge import KnowledgeBase
+
+    rows = encoder.encode_texts([f"sign {i}" for i in range(8)])
+    engine = Engine(encoder, [KnowledgeBase.from_arrays({"a": rows, "b": rows})])
+    result = engine.classify(images)
+    assert result.is_undecided.all()
+    assert {"identical_classes", "decided_by_rounding"} <= {notice.code for notice in result.warnings}
+    assert not engine.classify([b"", *images]).is_undecided[0]

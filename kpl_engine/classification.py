@@ -1,0 +1,131 @@
+"""What `Engine.classify` hands back, and how an answer of the solver becomes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from kpl_engine.arrays import Bools, Float32, Ints
+from kpl_engine.config import MethodName, ModeName
+from kpl_engine.encoder.pipeline import EncodedImages
+from kpl_engine.knowledge.base import KnowledgeBase
+from kpl_engine.solver.base import Answer, Notice
+
+__all__ = ["Classification", "Evidence", "Failure", "assemble"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One description that speaks for the label: its text and its cosine with the image."""
+
+    description: str
+    similarity: float
+    is_kept: bool  # one of the k descriptions that made the text proxy
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One image that could not be used: its position in the input, its name and why."""
+
+    index: int
+    name: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Answers in the order of the input, one entry per image, failed images included.
+
+    ``labels`` holds class names, ``None`` where the image failed (see ``failures``); there the row
+    of ``probabilities`` (n, c) and ``margins`` (n,) are NaN and ``class_indices`` is -1.
+    ``margins`` are the gap between the two largest probabilities. ``method`` and ``mode`` say what
+    was asked for, ``method_used`` what produced the answer (they differ when a guard stepped in,
+    which ``warnings`` explains). ``is_undecided`` (n,) marks labels that rounding decided: their margin is
+    below what the last bits of the features can move. ``timings_ms`` holds wall milliseconds; read, decode and
+    preprocess run beside encode, so stages may add up to more than ``total``.
+    """
+
+    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    class_indices: Ints  # (n,)
+    probabilities: Float32  # (n, c)
+    margins: Float32  # (n,)
+    is_undecided: Bools  # (n,)
+    evidence: tuple[tuple[Evidence, ...], ...]
+    text_labels: tuple[str | None, ...]
+    text_probabilities: Float32  # (n, c)
+    knowledge: str
+    method: MethodName
+    method_used: MethodName
+    mode: ModeName
+    warnings: tuple[Notice, ...]
+    failures: tuple[Failure, ...]
+    timings_ms: Mapping[str, float]
+
+    @property
+    def is_ok(self) -> Bools:
+        """Which images were answered, (n,) bool."""
+        return self.class_indices >= 0
+
+
+def assemble(
+    base: KnowledgeBase,
+    encoded: EncodedImages,
+    answer: Answer | None,
+    method: MethodName,
+    mode: ModeName,
+    top_evidence: int,
+) -> Classification:
+    """Spread the answers of the usable images over the positions of the input."""
+    n, c = len(encoded.names), len(base.classes)
+    indices = np.full(n, -1, dtype=np.int64)
+    text_indices = np.full(n, -1, dtype=np.int64)
+    probabilities = np.full((n, c), np.nan, dtype=np.float32)
+    text_probabilities = np.full((n, c), np.nan, dtype=np.float32)
+    margins = np.full(n, np.nan, dtype=np.float32)
+    is_undecided = np.zeros(n, dtype=np.bool_)
+    evidence: list[tuple[Evidence, ...]] = [()] * n
+    if answer is not None:
+        ok = encoded.ok_index
+        indices[ok], text_indices[ok] = answer.labels, answer.text_labels
+        probabilities[ok], text_probabilities[ok] = answer.probabilities, answer.text_probabilities
+        margins[ok], is_undecided[ok] = answer.margins, answer.decided_by_rounding
+        for position, found in zip(ok, _find_evidence(encoded.features, base, answer, top_evidence), strict=True):
+            evidence[int(position)] = found
+    names = (None, *base.classes)  # index -1 + 1 is the failed image
+    return Classification(
+        classes=base.classes,
+        names=tuple(encoded.names),
+        labels=tuple(names[i + 1] for i in indices),
+        class_indices=indices,
+        probabilities=probabilities,
+        margins=margins,
+        is_undecided=is_undecided,
+        evidence=tuple(evidence),
+        text_labels=tuple(names[i + 1] for i in text_indices),
+        text_probabilities=text_probabilities,
+        knowledge=base.name,
+        method=method,
+        method_used=answer.method_used if answer is not None else method,
+        mode=mode,
+        warnings=tuple(Notice("image", text) for text in encoded.notices) + (answer.warnings if answer else ()),
+        failures=tuple(Failure(i, name, str(error)) for i, name, error in encoded.failures),
+        timings_ms={**encoded.timings_ms, **(answer.timings_ms if answer else {})},
+    )
+
+
+def _find_evidence(features: Float32, base: KnowledgeBase, answer: Answer, top: int) -> list[tuple[Evidence, ...]]:
+    """For each image the ``top`` descriptions of its class with the largest cosine, best first."""
+    found: list[tuple[Evidence, ...]] = [()] * len(features)
+    for j in np.unique(answer.labels):
+        rows = np.flatnonzero(answer.labels == j)
+        cosines = features[rows] @ base.class_embeddings(int(j)).T  # (rows, m) float32
+        best = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+        kept = set(answer.text_proxies.kept[j].tolist())
+        texts = base.descriptions[j]
+        for row, order, values in zip(rows, best, cosines, strict=True):
+            found[row] = tuple(Evidence(texts[i], float(values[i]), int(i) in kept) for i in order)
+    return found
