@@ -1,4 +1,4 @@
-"""Seconds from process start to the first answer, and peak resident memory, of the runtime install alone.
+"""Seconds from process start to the first answer, and resident memory (now and at its peak), of the runtime install alone.
 
 Makes a fresh virtual environment with the runtime only (no torch), then starts new processes that
 load a bundle and classify one image. Bundles take turns; the figures are medians. The first round
@@ -19,8 +19,9 @@ from pathlib import Path
 from end_to_end import make_bundle, make_images
 from record import ROOT, machine_record, save
 
+# Memory from /proc: getrusage counts what the parent held when it forked.
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from kpl_engine import Engine
 imported = time.time()
 engine = Engine.load(sys.argv[1], "cpu")
@@ -29,8 +30,9 @@ result = engine.classify([sys.argv[2]])
 answered = time.time()
 if result.labels[0] is None or "torch" in sys.modules:
     sys.exit("no answer, or torch was imported")
-peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"imported": imported, "loaded": loaded, "answered": answered, "peak_mb": peak_mb}))
+status = dict(line.split(":", 1) for line in open("/proc/self/status") if line.startswith("Vm"))
+peak_mb, resident_mb = (int(status[key].split()[0]) / 1024 for key in ("VmHWM", "VmRSS"))
+print(json.dumps({"imported": imported, "loaded": loaded, "answered": answered, "peak_mb": peak_mb, "resident_mb": resident_mb}))
 """
 
 
@@ -43,7 +45,7 @@ def runtime_python(folder: Path) -> Path:
 
 
 def start_once(python: Path, bundle: Path, image: Path) -> dict[str, float]:
-    """One new process; seconds since it was started, and its peak resident memory in MB."""
+    """One new process; seconds since it was started, and its resident memory in MB."""
     began = time.time()
     done = subprocess.run([python, "-c", CHILD, bundle, image], capture_output=True, text=True, check=True, cwd="/")
     marks = json.loads(done.stdout)
@@ -53,6 +55,7 @@ def start_once(python: Path, bundle: Path, image: Path) -> dict[str, float]:
         "first_answer_s": marks["answered"] - marks["loaded"],
         "total_s": marks["answered"] - began,
         "peak_mb": marks["peak_mb"],
+        "resident_mb": marks["resident_mb"],
     }
 
 
