@@ -11,6 +11,7 @@ from kpl_engine.solver.online import StreamSums
 
 __all__ = ["answer_notices", "few_images", "input_notices", "method_notices", "zero_mean"]
 
+_UNIT_SLACK = 1e-2  # half-precision encoders leave lengths within about 1e-3 of 1
 _SKEW = 0.4  # share of the largest possible imbalance; with two classes it is a 70 : 30 split
 
 
@@ -67,15 +68,25 @@ def method_notices(method: MethodName, c: int, config: MethodConfig, shares: Flo
     return notices
 
 
-def input_notices(X: Float32, T: Float32) -> list[Notice]:
-    """Zero vectors, duplicated images and classes that the text cannot tell apart."""
+def input_notices(X: Float32, T: Float32, *, learns: bool = True) -> list[Notice]:
+    """Zero or non-unit vectors, duplicated images (where the batch is learned from), identical classes."""
     notices = []
-    num_zero = int((~X.any(axis=1)).sum())
+    lengths = np.linalg.norm(X.astype(np.float64), axis=1)  # (n,) float64
+    num_zero = int((lengths == 0).sum())
     if num_zero:
         notices.append(
             Notice("zero_vectors", f"{num_zero} of {len(X)} features are zero vectors; their labels carry no evidence")
         )
-    num_repeated = len(X) - len({row.tobytes() for row in X})
+    num_long = int((np.abs(lengths[lengths > 0] - 1) > _UNIT_SLACK).sum())
+    if num_long:
+        notices.append(
+            Notice(
+                "not_unit",
+                f"{num_long} of {len(X)} features are not unit vectors (lengths {lengths.min():.3g} to "
+                f"{lengths.max():.3g}); the temperatures are meant for unit vectors: divide each by its length",
+            )
+        )
+    num_repeated = len(X) - len({row.tobytes() for row in X}) if learns else 0
     if num_repeated:
         notices.append(
             Notice("duplicate_images", f"{num_repeated} of {len(X)} features repeat an earlier one and count twice")

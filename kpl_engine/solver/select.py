@@ -124,7 +124,7 @@ def solve_frozen(features: npt.ArrayLike, frozen: FrozenProxies) -> Answer:
     outcome = linear_outcome(X, frozen.proxies, frozen.discriminants, frozen.temperature)
     clock.lap("proxies")
     method = frozen.method
-    notices = input_notices(X[:1], frozen.text_proxies) if len(X) == 1 else []
+    notices = input_notices(X, frozen.text_proxies, learns=False)
     return make_answer(X, S, text, outcome, clock, method, method, "frozen", frozen.tau_t, notices, False)
 
 

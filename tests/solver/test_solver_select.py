@@ -336,3 +336,21 @@ def test_a_stream_uses_its_prior(data):
     assert (
         np.abs(stream.probabilities - solve(data.features, data.descriptions, "kpl_stream").probabilities).max() > 0.01
     )
+
+
+def test_features_that_are_not_unit_vectors_are_said():
+    features, knowledge = np.eye(6, dtype=np.float32)[np.arange(24) % 6], [np.eye(6)[:2], np.eye(6)[3:]]
+    codes = {
+        scale: {notice.code for notice in solve(features * np.float32(scale), knowledge, "zeroshot").warnings}
+        for scale in (1.0, 1.001, 3.0)
+    }
+    assert "not_unit" in codes[3.0]
+    assert "not_unit" not in codes[1.0] | codes[1.001]
+
+
+def test_frozen_answers_name_zero_vectors_but_not_repeats():
+    features = np.eye(6, dtype=np.float32)[np.arange(24) % 6]
+    frozen = freeze(solve(features, [np.eye(6)[:2], np.eye(6)[3:]], "zeroshot"))
+    codes = {notice.code for notice in solve_frozen(np.concatenate([features, np.zeros((1, 6))]), frozen).warnings}
+    assert "zero_vectors" in codes
+    assert "duplicate_images" not in codes
