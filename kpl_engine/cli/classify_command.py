@@ -19,8 +19,8 @@ from kpl_engine.cli.common import (
     method_config,
     progress_bar,
     read_prior,
+    report_problems,
     to_json,
-    warn,
 )
 from kpl_engine.engine import Engine
 from kpl_engine.imaging.sources import expand_sources
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(classification_table(result))
         print(f"\n{_summary(result)}")
-    _report_problems(result, notices)
+    report_problems(result.warnings, result.failures, notices)
     return 1 if result.failures else 0
 
 
@@ -153,12 +153,3 @@ def _summary(result: Classification) -> str:
     answered = int(result.is_ok.sum())
     failed = f", {len(result.failures)} failed" if result.failures else ""
     return f"{answered} images{failed}; method {used}, mode {result.mode}; {result.timings_ms['total'] / 1e3:.2f} s"
-
-
-def _report_problems(result: Classification, notices: tuple[str, ...]) -> None:
-    for text in notices:
-        warn(f"note: {text}")
-    for notice in result.warnings:
-        warn(f"warning [{notice.code}]: {notice.message}")
-    for failure in result.failures:
-        warn(f"failed: {failure.message}")

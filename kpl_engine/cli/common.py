@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from kpl_engine.classification import Failure
 from kpl_engine.config import DecodeConfig, EncoderConfig, EngineConfig, MethodConfig
 from kpl_engine.errors import ConfigError, InputError
+from kpl_engine.solver.base import Notice
 
 __all__ = [
     "add_engine_options",
@@ -25,6 +27,7 @@ __all__ = [
     "printable",
     "progress_bar",
     "read_prior",
+    "report_problems",
     "to_json",
     "warn",
 ]
@@ -38,6 +41,18 @@ def printable(text: str) -> str:
 def warn(message: str) -> None:
     """One line on stderr."""
     print(printable(message), file=sys.stderr)
+
+
+def report_problems(
+    warnings: Sequence[Notice] = (), failures: Sequence[Failure] = (), notes: Sequence[str] = ()
+) -> None:
+    """Notes, warnings and failed images, one line each on stderr."""
+    for text in notes:
+        warn(f"note: {text}")
+    for notice in warnings:
+        warn(f"warning [{notice.code}]: {notice.message}")
+    for failure in failures:
+        warn(f"failed: {failure.message}")
 
 
 def to_json(value: Any) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kpl_engine.classification import Classification
 from kpl_engine.cli.classify_command import classification_record, classification_table
-from kpl_engine.cli.common import check_output_folder, format_table, progress_bar, to_json, warn
+from kpl_engine.cli.common import check_output_folder, format_table, progress_bar, report_problems, to_json, warn
 from kpl_engine.cli.eval_command import evaluation_record, methods_table
 from kpl_engine.config import MethodName
 from kpl_engine.data import demo_bundle, demo_images
@@ -88,8 +88,7 @@ def _print(report: Evaluation, result: Classification, load_ms: float, num_rows:
     rows = [["load the bundle", f"{load_ms:.1f}"]]
     rows += [[stage.replace("_", " "), f"{result.timings_ms[stage]:.1f}"] for stage in _STAGES]
     print(f"\ntime of each stage, {len(result.names)} images:\n{format_table(['stage', 'ms'], rows)}")
-    for notice in result.warnings:
-        warn(f"warning [{notice.code}]: {notice.message}")
+    report_problems(result.warnings)
 
 
 def _draw_sheet(report: Evaluation, result: Classification, path: Path) -> None:

@@ -16,6 +16,7 @@ from kpl_engine.cli.common import (
     method_config,
     progress_bar,
     read_prior,
+    report_problems,
     to_json,
     warn,
 )
@@ -65,10 +66,7 @@ def run(args: argparse.Namespace) -> int:
         print(to_json(evaluation_record(report, pictures)))
     else:
         _print_report(report, args.show, pictures)
-    for text in report.notices:
-        warn(f"note: {text}")
-    for failure in report.failures:
-        warn(f"failed: {failure.message}")
+    report_problems((), report.failures, report.notices)
     if problem:
         warn(f"the figures are complete, but not all pictures could be written: {problem}")
     return 1 if report.failures or problem else 0

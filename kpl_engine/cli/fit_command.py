@@ -16,8 +16,8 @@ from kpl_engine.cli.common import (
     method_config,
     progress_bar,
     read_prior,
+    report_problems,
     to_json,
-    warn,
 )
 from kpl_engine.engine import Engine
 from kpl_engine.imaging.sources import expand_sources
@@ -75,8 +75,5 @@ def run(args: argparse.Namespace) -> int:
     else:
         shares = ", ".join(f"{label} {count}" for label, count in sorted(counts.items()))
         print(f"fitted {frozen.method} proxies for {base.name!r} on {frozen.num_images} images ({shares}) -> {target}")
-    for notice in answers.warnings:
-        warn(f"warning [{notice.code}]: {notice.message}")
-    for failure in answers.failures:
-        warn(f"failed: {failure.message}")
+    report_problems(answers.warnings, answers.failures)
     return 1 if answers.failures else 0
