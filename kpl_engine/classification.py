@@ -70,6 +70,12 @@ class Classification:
         """Which images were answered, (n,) bool."""
         return self.class_indices >= 0
 
+    @property
+    def agreement(self) -> float:
+        """Share of the answered images that the text proxies label alike; NaN when none was answered."""
+        pairs = [(a, b) for a, b in zip(self.labels, self.text_labels, strict=True) if a is not None]
+        return sum(a == b for a, b in pairs) / len(pairs) if pairs else float("nan")
+
 
 def assemble(
     base: KnowledgeBase,

@@ -124,6 +124,7 @@ def classification_record(result: Classification, notices: tuple[str, ...] = ())
         "classes": list(result.classes),
         "images": images,
         "num_failed": len(result.failures),
+        "agreement_with_text_proxy": result.agreement,
         "warnings": [{"code": notice.code, "message": notice.message} for notice in result.warnings],
         "notices": list(notices),
         "timings_ms": {stage: round(ms, 3) for stage, ms in result.timings_ms.items()},
@@ -152,4 +153,6 @@ def _summary(result: Classification) -> str:
     used = result.method if result.method == result.method_used else f"{result.method_used} (asked: {result.method})"
     answered = int(result.is_ok.sum())
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    return f"{answered} images{failed}; method {used}, mode {result.mode}; {result.timings_ms['total'] / 1e3:.2f} s"
+    agreement = f", labels agree with the text proxy on {result.agreement:.0%}" if answered else ""
+    seconds = result.timings_ms["total"] / 1e3
+    return f"{answered} images{failed}; method {used}, mode {result.mode}{agreement}; {seconds:.2f} s"

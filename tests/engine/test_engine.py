@@ -330,3 +330,11 @@ def test_a_label_that_rounding_decided_is_marked(encoder, make_knowledge, images
     assert result.is_undecided.all()
     assert {"identical_classes", "decided_by_rounding"} <= {notice.code for notice in result.warnings}
     assert not engine.classify([b"", *images]).is_undecided[0]
+
+
+def test_agreement_counts_the_answered_images(engine, images):
+    result = engine.classify([b"", *images], "kpl")
+    alike = [a == b for a, b in zip(result.labels[1:], result.text_labels[1:], strict=True)]
+    assert result.agreement == pytest.approx(np.mean(alike))
+    assert engine.classify(images, "zeroshot").agreement == 1.0
+    assert np.isnan(engine.classify([b""]).agreement)
