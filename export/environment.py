@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 
 from kpl_engine.errors import MissingExtraError
 
-__all__ = ["package_versions", "prepare_torch", "quiet"]
+__all__ = ["check_installed", "package_versions", "prepare_torch", "quiet"]
 
 # import name -> name on the package index
 REQUIRED = {"torch": "torch", "onnx": "onnx", "onnxscript": "onnxscript", "open_clip": "open_clip_torch"}
@@ -40,6 +41,17 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logging.disable(level)
+
+
+def check_installed() -> None:
+    """Raise `MissingExtraError` for the first package of the extra that is not there; imports nothing."""
+    for module, package in REQUIRED.items():
+        try:
+            is_there = importlib.util.find_spec(module) is not None
+        except (ModuleNotFoundError, ValueError):  # an import hook that forbids it
+            is_there = False
+        if not is_there:
+            raise MissingExtraError(package, "export", "exporting a CLIP model to ONNX")
 
 
 def prepare_torch() -> None:

@@ -16,7 +16,7 @@ from kpl_engine.bundle.names import MANIFEST
 from kpl_engine.bundle.writer import write_bundle
 from kpl_engine.errors import ConfigError, ExportError
 
-from .environment import prepare_torch
+from .environment import check_installed, prepare_torch
 from .record import IMAGE, TEXT, TOKENIZER, Tower, canonical, encoder_fields, hash_files
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ def export_encoder(
     # Resolved, so that "." and links mean the folder they lead to; write_bundle does the same.
     output = Path(output).expanduser().resolve()
     _check_output(output, overwrite)
+    check_installed()
     stages = _Stages(progress)
     with stages.stage("import torch and open_clip"):
         prepare_torch()

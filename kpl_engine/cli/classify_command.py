@@ -7,6 +7,7 @@ import csv
 import io
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
     return 1 if result.failures else 0
 
 
-def classification_table(result: Classification, limit: int | None = None) -> str:
-    """File, label, probability, the best descriptions and the text-proxy label beside it."""
+def classification_table(result: Classification, positions: Sequence[int] | None = None) -> str:
+    """File, label, probability, best descriptions and text-proxy label, of all images or those at ``positions``."""
     rows = []
-    for i, name in enumerate(result.names[:limit]):
+    for i in range(len(result.names)) if positions is None else positions:
+        name = result.names[i]
         if result.labels[i] is None:
             rows.append([Path(name).name, "failed", "-", "-", "-"])
             continue

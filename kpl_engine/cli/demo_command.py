@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -79,7 +80,9 @@ def _draw(report: Evaluation, result: Classification, sheet: Path, confusion: Pa
 
 
 def _print(report: Evaluation, result: Classification, load_ms: float, num_rows: int) -> None:
-    print(classification_table(result, num_rows or None))
+    by_class = _by_class(result)
+    in_turn = [index for group in zip_longest(*by_class.values()) for index in group if index is not None]
+    print(classification_table(result, sorted(in_turn[: num_rows or None])))
     if 0 < num_rows < len(result.names):
         print(f"... {len(result.names) - num_rows} more (--rows 0 prints all)")
     print(f"\naccuracy on the {len(report.truth)} bundled images:\n{methods_table(report)}")
@@ -91,12 +94,17 @@ def _print(report: Evaluation, result: Classification, load_ms: float, num_rows:
     report_problems(result.warnings)
 
 
+def _by_class(result: Classification) -> dict[str, list[int]]:
+    """Positions of the images of every class folder."""
+    found: dict[str, list[int]] = {}
+    for index, name in enumerate(result.names):
+        found.setdefault(Path(name).parent.name, []).append(index)
+    return found
+
+
 def _draw_sheet(report: Evaluation, result: Classification, path: Path) -> None:
     """Five images of every class folder."""
-    by_class: dict[str, list[int]] = {}
-    for index, name in enumerate(result.names):
-        by_class.setdefault(Path(name).parent.name, []).append(index)
-    tiles = [_tile(result, index, folder) for folder, found in by_class.items() for index in found[:5]]
+    tiles = [_tile(result, index, folder) for folder, found in _by_class(result).items() for index in found[:5]]
     figures = ", ".join(f"{r.method} {100 * r.metrics.accuracy:.1f} %" for r in report.results)
     draw_contact_sheet(tiles, path, heading=f"kpl-engine demo (synthetic, not for clinical use): {figures}")
 
