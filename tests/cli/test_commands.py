@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kpl_engine.bundle import Bundle, write_bundle
 from kpl_engine.cli.main import main
 from kpl_engine.data import demo_bundle, demo_images
 from kpl_engine.imaging.sources import list_images
+from kpl_engine.strict_json import thaw
 
 BUNDLE = str(demo_bundle())
 IMAGES = str(demo_images())
@@ -131,6 +133,17 @@ def test_fit_then_frozen_answers_one_image(call, bundle):
     same = next(entry for entry in together if entry["file"] == str(all_images()[3]))
     assert record["images"][0]["label"] == same["label"]
     assert record["images"][0]["probability"] == pytest.approx(same["probability"], abs=1e-4)
+
+
+def test_proxies_of_another_knowledge_base_are_refused(call, tmp_path):
+    call("fit", BUNDLE, IMAGES, "-o", "new.kpl")
+    with Bundle.open("new.kpl") as bundle:
+        manifest = thaw(bundle.manifest)
+        manifest["proxies"]["chest"]["knowledge_fingerprint"] = "of an earlier version"
+        write_bundle(tmp_path / "old.kpl", manifest, dict.fromkeys(bundle.names, bundle)).close()
+    code, _, err = call("classify", "old.kpl", all_images()[0], "--mode", "frozen")
+    assert code == 2
+    assert "fit them again" in err
 
 
 def test_fit_into_another_bundle_leaves_the_first_alone(call, tmp_path):

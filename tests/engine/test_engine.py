@@ -11,6 +11,7 @@ from kpl_engine.config import EngineConfig, MethodConfig
 from kpl_engine.engine import Engine
 from kpl_engine.errors import BundleError, ConfigError, ImageError, InputError, KnowledgeError, KplError, ShapeError
 from kpl_engine.solver.select import METHODS
+from kpl_engine.solver.text_proxy import select_text_proxies
 
 
 def as_png(pixels):
@@ -69,8 +70,10 @@ def test_a_bad_image_keeps_its_place_and_changes_nothing_else(engine, images):
     assert np.isnan(result.probabilities[3]).all()
     assert [failure.index for failure in result.failures] == [3]
     assert result.evidence[3] == ()
+    assert np.isnan(result.margins[3])
     keep = np.arange(41) != 3
     np.testing.assert_array_equal(result.probabilities[keep], good.probabilities)
+    np.testing.assert_array_equal(result.margins[keep], good.margins)
 
 
 def test_only_bad_images_is_an_answer_without_labels(engine):
@@ -91,6 +94,16 @@ def test_evidence_is_the_nearest_descriptions_of_the_label(engine, encoder, imag
             [e.similarity for e in result.evidence[i]], np.sort(cosines)[::-1][:3], atol=1e-6, rtol=0
         )
         assert result.evidence[i][0].description == base.descriptions[j][int(cosines.argmax())]
+
+
+def test_evidence_says_which_descriptions_made_the_text_proxy(engine, images):
+    base, features = engine.knowledge(), engine.encode(images).features
+    kept = select_text_proxies(features, base, k=3).kept
+    result = engine.classify(images, settings=MethodConfig(k=3), top_evidence=10)
+    for i, reasons in enumerate(result.evidence):
+        j = result.class_indices[i]
+        marked = {reason.description for reason in reasons if reason.is_kept}
+        assert marked == {base.descriptions[j][position] for position in kept[j]}
 
 
 def test_frozen_answers_each_image_alone(engine, images):

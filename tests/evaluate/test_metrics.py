@@ -46,6 +46,8 @@ def test_calibration_error_by_hand():
     # bins (0.6, 0.667] and (0.933, 1]: |1 - 0.65| / 3 and |(1 + 0) - (1 + 1)| / 3
     assert expected_calibration_error([1, 1, 0], [0.65, 1.0, 1.0]) == pytest.approx((0.35 + 1.0) / 3)
     assert expected_calibration_error([1, 1], [1.0, 1.0]) == 0.0
+    # 0.2 closes the bin (2/15, 3/15]; 0.25 lies in the next one
+    assert expected_calibration_error([1, 0], [0.2, 0.25]) == pytest.approx((0.8 + 0.25) / 2)
 
 
 def test_a_class_without_images_is_left_out_of_the_means():
