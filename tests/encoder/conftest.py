@@ -132,17 +132,6 @@ def make_bundle(tmp_path):
     return make
 
 
-@pytest.fixture(scope="session")
-def open_clip():
-    """open_clip, with the operators a CPU-only torchvision fails to find declared first."""
-    torch = pytest.importorskip("torch", reason="needs the export extra")
-    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("open_clip", reason="needs the export extra")
-
-
 @pytest.fixture
 def describe(open_clip):
     """open_clip's SimpleTokenizer -> our descriptor of it, made from its public tables."""

@@ -28,14 +28,3 @@ def gradient():
     """A small picture without any symmetry: (11, 17, 3) uint8."""
     rows, columns = np.mgrid[0:11, 0:17]
     return np.stack([rows * 20, columns * 14, (rows * columns) % 256], axis=2).astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def open_clip():
-    """open_clip, with the operators a CPU-only torchvision fails to find declared first."""
-    torch = pytest.importorskip("torch", reason="needs the export extra")
-    if torch.version.cuda is None and not hasattr(torch.ops.torchvision, "nms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return pytest.importorskip("open_clip", reason="needs the export extra")

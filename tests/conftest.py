@@ -1,0 +1,14 @@
+"""What several rooms' tests share."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def open_clip():
+    """open_clip itself, the independent side of every comparison with it."""
+    pytest.importorskip("torch", reason="needs the export extra")
+    pytest.importorskip("onnxscript", reason="needs the export extra")
+    from kpl_engine.export.environment import prepare_torch
+
+    prepare_torch()
+    return pytest.importorskip("open_clip", reason="needs the export extra")
