@@ -5,25 +5,41 @@ PIP = -m pip --disable-pip-version-check --quiet
 EXTRAS_yes = export,test
 EXTRAS_no = test,tokenizers
 EXTRAS = $(EXTRAS_$(TORCH))
+# What the compiled core is made of: an edit installs it again.
+CORE = $(wildcard CMakeLists.txt cmake/* kernels/CMakeLists.txt kernels/cpu/CMakeLists.txt kernels/cpu/*.cpp kernels/cpu/*.h)
+MAKEFLAGS += --no-print-directory
+OLD_PYTHON = kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ...
 
 .PHONY: help demo test lint types contracts check bench clean
+.PHONY: core-test core-sanitize core-aarch64 core-fuzz
 
 help:
-	@echo "make demo    install the runtime (no torch) and classify the bundled images"
-	@echo "make test    install everything and run every test (TORCH=no leaves the export tests out)"
-	@echo "make check   lint, types, import contracts and tests"
-	@echo "make bench   the benchmarks of benchmarks/ (slow)"
-	@echo "make clean   remove environments and outputs"
+	@echo "make demo           install the runtime (no torch) and classify the bundled images"
+	@echo "make test           install everything and run every test (TORCH=no leaves the export tests out)"
+	@echo "make check          lint, types, import contracts and tests"
+	@echo "make core-test      the native tests of the compiled core, for every instruction set of this machine"
+	@echo "make core-sanitize  the same under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
+	@echo "make core-fuzz      the fuzz tests of the core in Python, with the module built under the first two"
+	@echo "make core-aarch64   cross-compiled and emulated (Debian: g++-aarch64-linux-gnu qemu-user)"
+	@echo "make bench          the benchmarks of benchmarks/ (slow)"
+	@echo "make clean          remove environments and outputs"
 
-.venv/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ...")'
+# `made` is an environment without the package, `ready` has it: an edit of the core does not download torch again.
+.venv/made: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(OLD_PYTHON)")'
 	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/ready: .venv/made $(CORE)
 	.venv/bin/python $(PIP) install -e .
 	@touch $@
 
-.venv-dev/ready-$(TORCH): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ...")'
+.venv-dev/made-$(TORCH): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "$(OLD_PYTHON)")'
 	$(PYTHON) -m venv --clear .venv-dev
+	@touch $@
+
+.venv-dev/ready-$(TORCH): .venv-dev/made-$(TORCH) $(CORE)
 	.venv-dev/bin/python $(PIP) install -c constraints.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
@@ -44,6 +60,30 @@ contracts: .venv-dev/ready-$(TORCH)
 	.venv-dev/bin/lint-imports
 
 check: lint types contracts test
+
+# The native tests need a compiler and CMake, not Python: those of the test environment serve where the system has none.
+CMAKE = $(firstword $(shell command -v cmake) .venv-dev/bin/cmake)
+CTEST = $(CMAKE:cmake=ctest)
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+NATIVE = -DKPL_CORE=ON -DKPL_CORE_MODULE=OFF -DKPL_CORE_TESTS=ON -DKPL_CORE_STRICT=ON
+define run_native
+	$(CMAKE) -S . -B build/$(1) $(NATIVE) $(2) >build/$(1).log || { cat build/$(1).log; exit 1; }
+	$(CMAKE) --build build/$(1) --parallel $(JOBS)
+	cd build/$(1) && $(CTEST) --output-on-failure --no-tests=error
+endef
+
+build:
+	@mkdir -p build
+
+core-test: | build
+	$(call run_native,core)
+
+core-sanitize: | build
+	$(call run_native,core-address,-DKPL_CORE_SANITIZE=address,undefined)
+	$(call run_native,core-thread,-DKPL_CORE_SANITIZE=thread)
+
+core-aarch64: | build
+	$(call run_native,core-aarch64,-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake)
 
 bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py
