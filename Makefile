@@ -86,17 +86,18 @@ core-sanitize: | build
 core-aarch64: | build
 	$(call run_native,core-aarch64,-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake)
 
-# A core of its own, in front of the installed one. -S leaves out the import hook that would find the installed one
-# first. CPython frees not all it allocates, so leaks are not looked for here; the native tests do.
+# A core of its own in front of the installed one: -S leaves out the import hook that would find the installed one first.
+# CPython does not free all it allocates, so leaks are not looked for here; the native tests do.
 SITE = $(shell .venv-dev/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 PRELOAD = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libubsan.so)
-FUZZ_BUILD = -Ccmake.define.KPL_CORE=ON -Ccmake.define.KPL_CORE_SANITIZE=address$(COMMA)undefined -Cbuild-dir=build/fuzz
-FUZZ_PYTHON = PYTHONPATH=build/fuzz-site:$(SITE) LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 .venv-dev/bin/python -S
+FUZZ_CORE = -Ccmake.define.KPL_CORE=ON -Ccmake.define.KPL_CORE_SANITIZE=address$(COMMA)undefined \
+	-Ccmake.define.KPL_CORE_STRICT=ON -Ccmake.build-type=RelWithDebInfo -Cbuild-dir=build/fuzz
+FUZZ = import os, sys; sys.path[0] = os.path.abspath("build/fuzz-site"); import kpl_engine._core, pytest; \
+	sys.exit(pytest.main(["--capture=sys", "tests/solver/test_core_fuzz.py"]))
 core-fuzz: .venv-dev/ready-$(TORCH)
 	rm -rf build/fuzz-site
-	.venv-dev/bin/python $(PIP) install --no-deps --no-build-isolation --target build/fuzz-site $(FUZZ_BUILD) .
-	$(FUZZ_PYTHON) -c 'import kpl_engine._core as core; assert "fuzz-site" in core.__file__, core.__file__'
-	$(FUZZ_PYTHON) .venv-dev/bin/pytest tests/solver/test_core_fuzz.py
+	.venv-dev/bin/python $(PIP) install --no-deps --no-build-isolation --target build/fuzz-site $(FUZZ_CORE) .
+	PYTHONPATH=$(SITE) LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 .venv-dev/bin/python -S -c '$(FUZZ)'
 
 bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py
