@@ -13,7 +13,9 @@ from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, 
 from kpl_engine.solver.base import Notice, Solution, as_float32
 from kpl_engine.solver.checks import check_between, check_count, check_magnitude
 from kpl_engine.solver.closed_form import ClosedForm, regime_fault, schedule_fault, solve_closed_form
-from kpl_engine.solver.schedule import ScheduleRun, choose_form, run_dual, run_primal
+from kpl_engine.solver.compiled import ScheduleTask
+from kpl_engine.solver.runs import run_schedule
+from kpl_engine.solver.schedule import Form, ScheduleRun
 from kpl_engine.solver.text_proxy import check_features
 
 __all__ = ["discriminants_of", "harden", "learn_proxies", "rounding_decides"]
@@ -32,6 +34,7 @@ def learn_proxies(
     alpha: float = 0.6,
     solver: SolverName = "auto",
     device: str = "cpu",
+    num_threads: int | None = None,
 ) -> Solution:
     """Learn one vision proxy per class from pseudo labels.
 
@@ -55,6 +58,11 @@ def learn_proxies(
         its condition holds and the asked steps would reach it, else the schedule, and says so in
         ``warnings``.
     device : {"cpu", "auto"}
+    num_threads : int, optional
+        Threads of the compiled core; by default as many as pay off, at most one a core. In the dual
+        form every number gives the same bits; in the primal form another number adds the gradient
+        up in another order (results differ by rounding, about 1e-13). The same number gives the
+        same bits again on the same machine.
 
     Returns
     -------
@@ -85,7 +93,7 @@ def learn_proxies(
     X, T, P = _check_arrays(features, text_proxies, labels)
     P, num_hardened = harden(P, alpha)
     if solver not in ("auto", "closed_form"):
-        return _from_schedule(_run(X, T, P, lr, iters, tau_i, solver), X, P, iters)
+        return _from_schedule(_run(X, T, P, lr, iters, tau_i, solver, num_threads), X, P, iters)
     fault = regime_fault(X, P, num_hardened)
     if not fault and solver == "auto":
         fault = schedule_fault(X, P.shape[1], lr, iters, tau_i)
@@ -97,7 +105,7 @@ def learn_proxies(
     if solver == "closed_form":
         raise SolverError(f"closed_form does not hold here: {fault}; use solver='schedule' or 'auto'")
     notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
-    return _from_schedule(_run(X, T, P, lr, iters, tau_i, "schedule"), X, P, iters, notice)
+    return _from_schedule(_run(X, T, P, lr, iters, tau_i, "schedule", num_threads), X, P, iters, notice)
 
 
 def harden(labels: Float64, alpha: float) -> tuple[Float64, int]:
@@ -165,11 +173,11 @@ def _check_arrays(
     return X, T, P
 
 
-def _run(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, solver: SolverName) -> ScheduleRun:
-    form = {"schedule_dual": "dual", "schedule_primal": "primal"}.get(solver)
-    run = run_dual if (form or choose_form(len(X), X.shape[1], P.shape[1], iters)) == "dual" else run_primal
-    with np.errstate(all="ignore"):  # what overflows is refused when the solution is made
-        return run(X, T, P, lr, iters, tau_i)
+def _run(
+    X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, solver: SolverName, num_threads: int | None
+) -> ScheduleRun:
+    forms: dict[SolverName, Form] = {"schedule_dual": "dual", "schedule_primal": "primal"}
+    return run_schedule(ScheduleTask(X, T, P, lr, iters, tau_i), forms.get(solver), num_threads)
 
 
 def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, notice: Notice | None = None) -> Solution:

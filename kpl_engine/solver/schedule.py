@@ -1,4 +1,6 @@
-"""The published schedule of Multimodal Proxy Learning, in two exact forms (method.md 3, 3a, 3b).
+"""The published schedule of Multimodal Proxy Learning in NumPy, in two exact forms (method.md 3, 3a, 3b).
+
+The plain twin of the compiled core (`compiled.py`), and what runs where that is not installed.
 
 Both carry their whole state in float64. Two reasons, both measured: with `stable_greenkhorn`
 labels the columns of ``W`` differ by O(1/n) only, so float32 rounding becomes part of the answer;
@@ -15,18 +17,14 @@ import numpy as np
 
 from kpl_engine.arrays import Bools, Float64, Floats
 
-__all__ = ["ScheduleRun", "choose_form", "run_dual", "run_primal"]
+__all__ = ["FLAT", "MAX_DRIFT", "Form", "ScheduleRun", "row_blocks", "run_dual", "run_primal"]
 
 Form = Literal["dual", "primal"]
-# Cost model, fitted to runs of 30 us to 2.5 ms a step on one 2.6 GHz Zen 4 core (benchmarks/learn_proxies.py).
-_FLOPS_PER_S = 3e10  # float64 products of this shape
-_CALL_S = 1.4e-6  # one NumPy call on a small array
-_NARROW_COLUMNS = 8  # loading the matrix bounds a narrow product: below this width it costs what this width does
 _SAFE_EXPONENT = 600.0  # exp overflows float64 above 709; no row maximum is subtracted below this bound
 _BLOCK_BYTES = 1 << 20  # one float64 block of rows stays in a 1-2 MiB L2 cache between its two products
 _RESIDENT_BYTES = 1 << 28  # float64 copy of the features held whole up to 256 MiB, else made block by block
-_MAX_DRIFT = 1e4  # ulps of column length that the dual form lets pass before it measures: errors stay below 1e-11
-_FLAT = 1e-6  # relative change of the gradient norm over the last step below which the run has settled
+MAX_DRIFT = 1e4  # ulps of column length that the dual form lets pass before it measures: errors stay below 1e-11
+FLAT = 1e-6  # relative change of the gradient norm over the last step below which the run has settled
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,6 @@ class ScheduleRun:
     gradient_norm: float
     converged: bool
     form: Form
-
-
-def choose_form(n: int, d: int, c: int, iters: int) -> Form:
-    """The cheaper form by a model of flops and of calls.
-
-    Flops: dual ``2 n² d`` once and ``2 n² w`` a step, primal ``4 n d w`` a step, ``w = max(c, 8)``.
-    Calls: dual about 20 a step, primal about 6 and 9 a block of rows.
-    """
-    width = max(c, _NARROW_COLUMNS)
-    dual_step = 2.0 * n * n * width / _FLOPS_PER_S + 20 * _CALL_S
-    primal_step = 4.0 * n * d * width / _FLOPS_PER_S + (6 + 9 * len(_row_blocks(n, d))) * _CALL_S
-    dual = 2.0 * n * n * d / _FLOPS_PER_S + iters * dual_step
-    return "dual" if dual <= iters * primal_step else "primal"
 
 
 class _StepSize:
@@ -71,7 +56,7 @@ class _StepSize:
 
     @property
     def is_flat(self) -> bool:
-        return self.last_change <= _FLAT
+        return self.last_change <= FLAT
 
 
 def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float) -> ScheduleRun:
@@ -95,7 +80,7 @@ def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: flo
     ``s`` takes ``‖w_j‖`` to be 1. A rounding error of that length is divided by ``s²`` in every step:
     it dies out where steps lengthen the columns (s > 1, the usual case), and grows where they shorten
     them (labels softer than ``softmax(X W / tau_i)``; without the remedy runs of 600 steps were off by up
-    to 0.6). Its bound is carried along, and past ``_MAX_DRIFT`` the run starts afresh from
+    to 0.6). Its bound is carried along, and past ``MAX_DRIFT`` the run starts afresh from
     ``W`` itself, scaled to unit columns, with the same lr and norm.
     """
     features = np.asarray(X, dtype=np.float64)  # (n, d) float64
@@ -121,7 +106,7 @@ def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: flo
         settled = done > 0 and _same(new_Z, Z) and _same(new_A, A) and _same(new_t, t)
         Z, A, t, squared = new_Z, new_A, new_t, np.where(moves, 1.0, squared)
         done += 1
-        if drift > _MAX_DRIFT:
+        if drift > MAX_DRIFT:
             start = _with_lengths(start * t + features.T @ A.T, squared)
             Z = np.ascontiguousarray((features @ start).T)
             A, t, drift = np.zeros((c, n)), np.ones(c), 1.0
@@ -138,7 +123,7 @@ def run_primal(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: f
     n, c = P.shape
     W = np.array(T, dtype=np.float64)  # (d, c)
     shift = _needs_shift(X, T, tau_i)
-    blocks = _row_blocks(n, W.shape[0])
+    blocks = row_blocks(n, W.shape[0])
     resident = np.asarray(X, dtype=np.float64) if X.size * 8 <= _RESIDENT_BYTES else X
     targets = [np.ascontiguousarray(P[rows].T) for rows in blocks]  # (c, b) each
     step, done, settled = _StepSize(lr, n, tau_i), 0, False
@@ -158,7 +143,8 @@ def run_primal(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: f
     return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal")
 
 
-def _row_blocks(n: int, d: int) -> list[slice]:
+def row_blocks(n: int, d: int) -> list[slice]:
+    """Rows in blocks of about 1 MiB of float64."""
     size = max(64, _BLOCK_BYTES // (8 * d))
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 

@@ -1,0 +1,110 @@
+// What the parts of the CPU core know of each other: plain records and function tables, no code.
+//
+// Letters as in docs/method.md: X (n, d) features, T and W (d, c) proxies, P (n, c) labels, Z = X W, K = X Xᵀ,
+// R = softmax(Z / tau_i) - P, H = K R. Inside the core everything is float64 and stored class by class: Z, R, H, P,
+// A are (c, ld) with ld >= n a multiple of the vector width and zeros in the padding, W is (c, ldw), ldw >= d.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace kpl {
+
+class Barrier;
+void wait(Barrier& barrier);
+
+// One of `count` threads that work on one problem together.
+struct Member {
+    int index;
+    int count;
+    Barrier* barrier;  // null when count is 1
+};
+
+// A matrix of float32 or float64 with any strides (in elements, may be negative or zero), read only.
+struct Matrix {
+    const void* data;
+    ptrdiff_t row_stride;
+    ptrdiff_t column_stride;
+    bool is_float32;
+};
+
+// The step size lr / (n tau_i) and its rule: lr halves whenever the gradient norm grew.
+struct StepSize {
+    double lr;
+    double scale;  // 1 / (n tau_i)
+    double norm;   // infinity before the first step
+    double last_change;
+    int64_t halvings;
+};
+
+struct ScheduleOptions {
+    double lr;
+    double tau_i;
+    int64_t iters;
+    double max_drift;  // ulps of column length that the dual form lets pass before it starts afresh from W
+    bool early_exit;   // false runs every step: for the tests of the exact early exit, and for timings
+};
+
+struct ScheduleResult {
+    int64_t iterations;
+    int64_t halvings;
+    double norm;
+    double last_change;
+    bool settled;  // left by the exact early exit
+};
+
+// One problem in the dual form with the storage it works in. All members share it.
+struct DualTask {
+    size_t n, d, c, ld, ldw, panels;
+    Matrix X;
+    ScheduleOptions options;
+    bool shift;        // logits may leave the range of exp: subtract the maximum of each row
+    double* features;  // (n, ldw) X in float64, rows padded with zeros
+    double* pack;      // (members, kDepth * panel) one panel of Xᵀ
+    double* K;         // panels of (n, panel), see product.h
+    double* P;         // (c, ld) hardened labels
+    double *Z, *A, *R, *H;
+    double* rest;      // (ld) K (1 - Σ_j P_j): what the columns of H add up to
+    double* W;         // (c, ldw) start on entry, result on return
+    double* partial;   // (panels, 2c)
+    double* scalars;   // (members, 4c)
+    int64_t* changed;  // (members, 8) one cache line each
+    ScheduleResult result;
+};
+
+// One problem in the primal form. Rows are taken in blocks that stay in cache between their two products.
+struct PrimalTask {
+    size_t n, d, c, ldw, block;
+    Matrix X;
+    ScheduleOptions options;
+    bool shift;
+    size_t ldp;
+    const double* P;   // (c, ldp) hardened labels, zeros from n to the end of the last block
+    double *W, *next;  // (c, ldw)
+    double* rest;      // (ldw) Xᵀ(1 - Σ_j P_j): what the columns of G add up to
+    double* G;         // (members, c, ldw) gradient of each member's rows
+    double* work;      // (members, work_size): differences of W, block of residuals, block of X
+    size_t work_size;
+    double* Z;         // (n, c) X W on return
+    double* norms;     // (members, c + 8)
+    int64_t* changed;  // (members, 8)
+    ScheduleResult result;
+};
+
+// The functions compiled for one instruction set.
+struct Kernels {
+    const char* name;
+    size_t lanes, panel, depth;
+    void (*exp)(const double* in, double* out, size_t count, bool gradual);
+    void (*run_dual)(DualTask& task, const Member& member);
+    void (*run_primal)(PrimalTask& task, const Member& member);
+    double (*longest_row)(const Matrix& X, size_t n, size_t d);
+};
+
+// The set in use, the best one that this processor has unless `use_kernels` named another.
+const Kernels& kernels();
+// Names of the sets that this processor can run, best last; ends with a null pointer.
+const char* const* kernel_names();
+bool use_kernels(const char* name);
+
+}  // namespace kpl

@@ -1,0 +1,364 @@
+// The published schedule in the span of the images (docs/method.md 3a), all steps in one call.
+//
+//   H = K R,  eta = lr / (n tau_i),  s_j² = ‖w_j‖² - 2 eta Σ_i Z_ij R_ij + eta² Σ_i R_ij H_ij
+//   Z <- (Z - eta H) / s,   A <- (A - eta R) / s,   t <- t / s,   W = T diag(t) + Xᵀ A
+//
+// A step costs 2 n² (c-1) flops, c-1 exponentials an image, and one pass over K (8 n² bytes) and over five (c, n)
+// arrays. Only c-1 columns of H are multiplied: the columns of R add up to 1 - Σ_j P_ij in every step, so the columns
+// of H add up to a vector known before the first. Two classes hence cost one matrix-vector product.
+//
+// Members share the rows by panels and meet twice a step: when all of H and the partial sums are there, and when all
+// of R is. Sums over images are made panel by panel and added in the order of the panels, so every number of members
+// gives the same bits.
+#pragma once
+
+#include "core.h"
+#include "product.h"
+#include "steps.h"
+
+namespace kpl {
+namespace KPL_ISA {
+namespace {
+
+struct DualRange {
+    size_t first, last;  // panels of this member
+};
+
+inline DualRange share(size_t panels, const Member& member) {
+    return {panels * member.index / member.count, panels * (member.index + 1) / member.count};
+}
+
+// Vectors in panel p; the last panel may be narrower.
+inline int panel_vectors(size_t n, size_t p) {
+    const size_t rows = n - p * kPanel < kPanel ? n - p * kPanel : kPanel;
+    return int((rows + kLanes - 1) / kLanes);
+}
+
+template <typename Number>
+void widen_rows(const DualTask& task, size_t first, size_t last) {
+    const Number* data = static_cast<const Number*>(task.X.data);
+    for (size_t i = first; i < last; ++i) {
+        const Number* row = data + ptrdiff_t(i) * task.X.row_stride;
+        double* out = task.features + i * task.ldw;
+        if (task.X.column_stride == 1) {
+            size_t k = 0;
+            for (; k + kLanes <= task.d; k += kLanes) store(out + k, load(row + k));
+            for (; k < task.d; ++k) out[k] = double(row[k]);
+        } else {
+            for (size_t k = 0; k < task.d; ++k) out[k] = double(row[ptrdiff_t(k) * task.X.column_stride]);
+        }
+        for (size_t k = task.d; k < task.ldw; ++k) out[k] = 0.0;
+    }
+}
+
+// Rows k .. k+depth of one panel of Xᵀ, zeros beyond the last image.
+inline void pack_panel(const DualTask& task, size_t p, int vectors, size_t k, size_t depth, double* out) {
+    const size_t width = size_t(vectors) * kLanes;
+    for (size_t v = 0; v < width; ++v) {
+        const size_t i = p * kPanel + v;
+        if (i < task.n) {
+            const double* row = task.features + i * task.ldw + k;
+            for (size_t l = 0; l < depth; ++l) out[l * width + v] = row[l];
+        } else {
+            for (size_t l = 0; l < depth; ++l) out[l * width + v] = 0.0;
+        }
+    }
+}
+
+// Z = X W for the rows of this member, and with it the member's panels of K from the diagonal down.
+inline void project(const DualTask& task, const Member& member, bool with_gram) {
+    double* pack = task.pack + size_t(member.index) * kDepth * kPanel;
+    // Panel p of K needs n - p kPanel rows: dealt out in turn, for the first panels cost most.
+    for (size_t p = size_t(member.index); p < task.panels; p += size_t(member.count)) {
+        const int vectors = panel_vectors(task.n, p);
+        const size_t width = size_t(vectors) * kLanes, start = p * kPanel;
+        double* K = task.K + start * task.n;
+        for (size_t k = 0; k < task.d; k += kDepth) {
+            const size_t depth = task.d - k < kDepth ? task.d - k : kDepth;
+            pack_panel(task, p, vectors, k, depth, pack);
+            multiply(vectors, pack, width, depth, task.W + k, task.ldw, task.c, task.Z + start, task.ld, k > 0);
+            if (with_gram)
+                multiply(vectors, pack, width, depth, task.features + start * task.ldw + k, task.ldw, task.n - start,
+                         K + start * width, width, k > 0);
+        }
+    }
+}
+
+// The rows of K above the diagonal panels, from their mirror images.
+inline void mirror_gram(const DualTask& task, const Member& member) {
+    for (size_t p = size_t(member.index); p < task.panels; p += size_t(member.count)) {
+        const size_t width = size_t(panel_vectors(task.n, p)) * kLanes, start = p * kPanel;
+        double* K = task.K + start * task.n;
+        for (size_t q = 0; q < p; ++q) {  // panels before p are full
+            const double* source = task.K + q * kPanel * task.n + start * kPanel;
+            for (size_t u = 0; u < kPanel; ++u)
+                for (size_t v = 0; v < width; ++v)
+                    K[(q * kPanel + u) * width + v] = start + v < task.n ? source[v * kPanel + u] : 0.0;
+        }
+    }
+}
+
+// R = softmax(Z / tau_i) - P for V vectors of images at `at`; zeros beyond the last image.
+template <int V>
+void residual(const DualTask& task, size_t at) {
+    const size_t ld = task.ld, last = (task.c - 1) * ld + at;
+    const Vec scale = all(1.0 / task.options.tau_i);
+    Vec base[V], total[V];
+    for (int v = 0; v < V; ++v) base[v] = load(task.Z + last + v * kLanes);
+    if (task.shift) {
+        for (size_t j = 0; j + 1 < task.c; ++j)
+            for (int v = 0; v < V; ++v) {
+                const Vec z = load(task.Z + j * ld + at + v * kLanes);
+                base[v] = select(z > base[v], z, base[v]);
+            }
+        for (int v = 0; v < V; ++v) total[v] = exp<false>((load(task.Z + last + v * kLanes) - base[v]) * scale);
+    } else {
+        for (int v = 0; v < V; ++v) total[v] = all(1.0);
+    }
+    Vec final_power[V];
+    for (int v = 0; v < V; ++v) final_power[v] = total[v];
+    for (size_t j = 0; j + 1 < task.c; ++j)
+        for (int v = 0; v < V; ++v) {
+            const size_t here = j * ld + at + v * kLanes;
+            const Vec power = exp<false>((load(task.Z + here) - base[v]) * scale);
+            store(task.R + here, power);
+            total[v] += power;
+        }
+    for (int v = 0; v < V; ++v) total[v] = 1.0 / total[v];
+    for (size_t j = 0; j + 1 < task.c; ++j)
+        for (int v = 0; v < V; ++v) {
+            const size_t here = j * ld + at + v * kLanes;
+            store(task.R + here, load(task.R + here) * total[v] - load(task.P + here));
+        }
+    for (int v = 0; v < V; ++v)
+        store(task.R + last + v * kLanes, final_power[v] * total[v] - load(task.P + last + v * kLanes));
+    for (size_t i = task.n < at ? at : task.n; i < at + V * kLanes; ++i)
+        for (size_t j = 0; j < task.c; ++j) task.R[j * ld + i] = 0.0;
+}
+
+// The last column of H, and per class Σ R∘H and Σ Z∘R over the images of one panel.
+template <int V>
+void finish_product(const DualTask& task, size_t p) {
+    const size_t ld = task.ld, at = p * kPanel;
+    double* partial = task.partial + p * 2 * task.c;
+    Vec rest[V];
+    for (int v = 0; v < V; ++v) rest[v] = load(task.rest + at + v * kLanes);
+    for (size_t j = 0; j < task.c; ++j) {
+        Vec rh = {}, zr = {};
+        for (int v = 0; v < V; ++v) {
+            const size_t here = j * ld + at + v * kLanes;
+            Vec h;
+            if (j + 1 < task.c) {
+                h = load(task.H + here);
+                rest[v] -= h;
+            } else {
+                h = rest[v];
+                store(task.H + here, h);
+            }
+            const Vec r = load(task.R + here);
+            rh += r * h;
+            zr += r * load(task.Z + here);
+        }
+        partial[2 * j] = sum(rh);
+        partial[2 * j + 1] = sum(zr);
+    }
+}
+
+// Z <- (Z - eta H) / s and A <- (A - eta R) / s; the bits that changed.
+template <int V>
+Bits move(const DualTask& task, size_t at, const double* etas, const double* inverses) {
+    Bits changed = {};
+    for (size_t j = 0; j < task.c; ++j) {
+        const Vec eta = all(etas[j]), inverse = all(inverses[j]);
+        for (int v = 0; v < V; ++v) {
+            const size_t here = j * task.ld + at + v * kLanes;
+            const Vec z = load(task.Z + here), a = load(task.A + here);
+            const Vec new_z = (z - eta * load(task.H + here)) * inverse;
+            const Vec new_a = (a - eta * load(task.R + here)) * inverse;
+            changed |= (new_z != z) | (new_a != a);
+            store(task.Z + here, new_z);
+            store(task.A + here, new_a);
+        }
+    }
+    return changed;
+}
+
+template <int V>
+void product_panel(const DualTask& task, size_t p) {
+    multiply(V, task.K + p * kPanel * task.n, size_t(V) * kLanes, task.n, task.R, task.ld, task.c - 1,
+             task.H + p * kPanel, task.ld, false);
+    finish_product<V>(task, p);
+}
+
+template <int V>
+Bits move_panel(const DualTask& task, size_t p, const double* etas, const double* inverses) {
+    const Bits changed = move<V>(task, p * kPanel, etas, inverses);
+    residual<V>(task, p * kPanel);
+    return changed;
+}
+
+// `function(width, p)` for each panel p of the range, its number of vectors a constant.
+template <typename Function>
+inline void for_panels(const DualTask& task, DualRange range, Function function) {
+    for (size_t p = range.first; p < range.last; ++p)
+        with_width(panel_vectors(task.n, p), [&](auto width) { function(width, p); });
+}
+
+inline void product_panels(const DualTask& task, DualRange range) {
+    for_panels(task, range, [&](auto width, size_t p) { product_panel<decltype(width)::value>(task, p); });
+}
+
+inline bool move_panels(const DualTask& task, DualRange range, const double* etas, const double* inverses) {
+    Bits changed = {};
+    for_panels(task, range, [&](auto width, size_t p) {
+        changed |= move_panel<decltype(width)::value>(task, p, etas, inverses);
+    });
+    return any(changed);
+}
+
+inline void residual_panels(const DualTask& task, DualRange range) {
+    for_panels(task, range, [&](auto width, size_t p) { residual<decltype(width)::value>(task, p * kPanel); });
+}
+
+inline double squared_length(const double* w, size_t ldw) {
+    Vec total = {};
+    for (size_t k = 0; k < ldw; k += kLanes) total += load(w + k) * load(w + k);
+    return sum(total);
+}
+
+// W <- W diag(t) + Xᵀ A, columns scaled to the squared lengths given. Members share the columns of X.
+inline void combine(const DualTask& task, const Member& member, const double* t, const double* squared) {
+    const size_t segments = (task.ldw + kPanel - 1) / kPanel;
+    for (size_t s = size_t(member.index); s < segments; s += size_t(member.count)) {
+        const size_t at = s * kPanel, width = task.ldw - at < kPanel ? task.ldw - at : kPanel;
+        for (size_t j = 0; j < task.c; ++j)
+            for (size_t k = at; k < at + width; ++k) task.W[j * task.ldw + k] *= t[j];
+        multiply(int(width / kLanes), task.features + at, task.ldw, task.n, task.A, task.ld, task.c, task.W + at,
+                 task.ldw, true);
+    }
+    meet(member);
+    for (size_t j = size_t(member.index); j < task.c; j += size_t(member.count)) {
+        double* w = task.W + j * task.ldw;
+        const double length = squared_length(w, task.ldw);
+        const double scale = __builtin_sqrt(squared[j] / (length > 0 ? length : 1.0));
+        for (size_t k = 0; k < task.ldw; ++k) w[k] *= scale;
+    }
+    meet(member);
+}
+
+// What each member keeps of the columns, in its own memory: every member computes the same numbers.
+struct Columns {
+    double *squared, *t, *etas, *inverses;
+    double drift;
+    bool changed;
+};
+
+// Lengths of the next step from the partial sums: s, eta per class, t and the bound of the drift.
+inline void plan_step(const DualTask& task, StepSize& step, Columns& columns) {
+    double total = 0.0;
+    for (size_t j = 0; j < task.c; ++j) {
+        double rh = 0.0, zr = 0.0;
+        for (size_t p = 0; p < task.panels; ++p) {
+            rh += task.partial[(p * task.c + j) * 2];
+            zr += task.partial[(p * task.c + j) * 2 + 1];
+        }
+        total += rh;
+        columns.etas[j] = rh;
+        columns.inverses[j] = zr;
+    }
+    const double eta = next_step(step, __builtin_sqrt(total > 0 ? total : total == total ? 0.0 : total));
+    double drift = 0.0;
+    columns.changed = false;
+    for (size_t j = 0; j < task.c; ++j) {
+        const double rh = columns.etas[j], squared = columns.squared[j];
+        double length = squared - 2 * eta * columns.inverses[j] + eta * eta * rh;
+        const bool moves = length > 0;  // a column that vanished keeps its previous direction
+        if (!moves) length = 1.0;
+        const double grown = (columns.drift + 1.0 + eta * eta * rh) / length;
+        drift = grown > drift ? grown : drift;
+        columns.etas[j] = moves ? eta : 0.0;
+        columns.inverses[j] = 1.0 / __builtin_sqrt(length);
+        const double t = columns.t[j] * columns.inverses[j];
+        columns.changed |= t != columns.t[j];
+        columns.t[j] = t;
+        if (moves) columns.squared[j] = 1.0;
+    }
+    columns.drift = drift;
+}
+
+// A <- 0, t <- 1, Z = X W, R: the state of a run that starts at W.
+inline void begin_at_w(const DualTask& task, const Member& member, Columns& columns, bool with_gram) {
+    project(task, member, with_gram);
+    const DualRange range = share(task.panels, member);
+    for (size_t j = 0; j < task.c; ++j) {
+        columns.t[j] = 1.0;
+        for (size_t i = range.first * kPanel; i < range.last * kPanel && i < task.ld; ++i) task.A[j * task.ld + i] = 0.0;
+    }
+    columns.drift = 1.0;
+    meet(member);
+    residual_panels(task, range);
+    meet(member);
+}
+
+inline void prepare(const DualTask& task, const Member& member) {
+    const size_t first = task.n * member.index / member.count, last = task.n * (member.index + 1) / member.count;
+    if (task.X.is_float32)
+        widen_rows<float>(task, first, last);
+    else
+        widen_rows<double>(task, first, last);
+    meet(member);
+}
+
+// rest = K (1 - Σ_j P_j); R's first row serves as the vector until the first residual is made.
+inline void prepare_rest(const DualTask& task, const Member& member) {
+    mirror_gram(task, member);
+    const DualRange range = share(task.panels, member);
+    for (size_t i = range.first * kPanel; i < range.last * kPanel && i < task.ld; ++i) {
+        double total = 0.0;
+        for (size_t j = 0; j < task.c; ++j) total += task.P[j * task.ld + i];
+        task.H[i] = i < task.n ? 1.0 - total : 0.0;
+    }
+    meet(member);
+    for (size_t p = range.first; p < range.last; ++p) {
+        const int vectors = panel_vectors(task.n, p);
+        multiply(vectors, task.K + p * kPanel * task.n, size_t(vectors) * kLanes, task.n, task.H, task.ld, 1,
+                 task.rest + p * kPanel, task.ld, false);
+    }
+    meet(member);
+}
+
+inline void run_dual(DualTask& task, const Member& member) {
+    const ScheduleOptions& options = task.options;
+    const DualRange range = share(task.panels, member);
+    double* scalars = task.scalars + size_t(member.index) * 4 * task.c;
+    Columns columns = {scalars, scalars + task.c, scalars + 2 * task.c, scalars + 3 * task.c, 1.0, false};
+    prepare(task, member);
+    for (size_t j = 0; j < task.c; ++j) columns.squared[j] = squared_length(task.W + j * task.ldw, task.ldw);
+    begin_at_w(task, member, columns, true);
+    prepare_rest(task, member);
+    StepSize step = {options.lr, 1.0 / (double(task.n) * options.tau_i), __builtin_inf(), __builtin_inf(), 0};
+    int64_t done = 0;
+    bool settled = false;
+    while (done < options.iters && !settled) {
+        product_panels(task, range);
+        meet(member);
+        plan_step(task, step, columns);
+        task.changed[member.index * 8] = move_panels(task, range, columns.etas, columns.inverses) || columns.changed;
+        meet(member);
+        bool changed = done == 0 || !options.early_exit;  // the first step may yet bring ‖w_j‖² to 1
+        for (int member_index = 0; member_index < member.count; ++member_index)
+            changed |= task.changed[member_index * 8] != 0;
+        settled = !changed;
+        ++done;
+        if (columns.drift > options.max_drift && done < options.iters) {
+            combine(task, member, columns.t, columns.squared);
+            begin_at_w(task, member, columns, false);
+        }
+    }
+    combine(task, member, columns.t, columns.squared);
+    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled};
+}
+
+}  // namespace
+}  // namespace KPL_ISA
+}  // namespace kpl

@@ -1,0 +1,41 @@
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+_Matrix = npt.NDArray[np.floating[Any]]
+_Rows = npt.NDArray[np.float64]
+_Record = tuple[int, int, float, float, bool]
+
+def instruction_set() -> str: ...
+def instruction_sets() -> list[str]: ...
+def use_instruction_set(name: str) -> None: ...
+def run_dual(
+    X: _Matrix,
+    T: _Matrix,
+    P: _Rows,
+    W: _Rows,
+    Z: _Rows,
+    lr: float,
+    tau_i: float,
+    iters: int,
+    max_drift: float,
+    early_exit: bool,
+    threads: int,
+) -> _Record: ...
+def run_primal(
+    X: _Matrix,
+    T: _Matrix,
+    P: _Rows,
+    W: _Rows,
+    Z: _Rows,
+    lr: float,
+    tau_i: float,
+    iters: int,
+    max_drift: float,
+    early_exit: bool,
+    threads: int,
+) -> _Record: ...
+def run_many(
+    problems: list[tuple[_Matrix, _Matrix, _Rows, _Rows, _Rows, float, float, int, float, bool]], threads: int
+) -> list[_Record]: ...
