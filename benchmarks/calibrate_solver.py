@@ -86,9 +86,8 @@ def main() -> None:
             both = {form: seconds[form][size] for form in seconds}
             chosen = min(both, key=lambda form: both[form]["seconds"] * both[form]["predicted_over_measured"])
             losses.append(both[chosen]["seconds"] / min(row["seconds"] for row in both.values()))
-        print(
-            f"{name}: the model picks the slower form in {sum(x > 1 for x in losses)} of {len(losses)} sizes, at worst {max(losses):.2f}x"
-        )
+        wrong = sum(loss > 1 for loss in losses)
+        print(f"{name}: the model picks the slower form in {wrong} of {len(losses)} sizes, at worst {max(losses):.2f}x")
         record["fits"][name] = {"worst_choice": max(losses), "wrong": wrong, "sizes": len(losses)}
     print(f"written: {save('calibrate_solver', record)}")
 
