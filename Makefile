@@ -62,8 +62,8 @@ contracts: .venv-dev/ready-$(TORCH)
 check: lint types contracts test
 
 # The native tests need a compiler and CMake, not Python: those of the test environment serve where the system has none.
-CMAKE = $(firstword $(shell command -v cmake) .venv-dev/bin/cmake)
-CTEST = $(CMAKE:cmake=ctest)
+CMAKE = $(or $(shell command -v cmake),"$(CURDIR)/.venv-dev/bin/cmake")
+CTEST = $(or $(shell command -v ctest),"$(CURDIR)/.venv-dev/bin/ctest")
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 COMMA = ,
 NATIVE = -DKPL_CORE=ON -DKPL_CORE_MODULE=OFF -DKPL_CORE_TESTS=ON -DKPL_CORE_STRICT=ON
@@ -97,7 +97,7 @@ FUZZ = import os, sys; sys.path[0] = os.path.abspath("build/fuzz-site"); import 
 core-fuzz: .venv-dev/ready-$(TORCH)
 	rm -rf build/fuzz-site
 	.venv-dev/bin/python $(PIP) install --no-deps --no-build-isolation --target build/fuzz-site $(FUZZ_CORE) .
-	PYTHONPATH=$(SITE) LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 .venv-dev/bin/python -S -c '$(FUZZ)'
+	PYTHONPATH="$(SITE)" LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 .venv-dev/bin/python -S -c '$(FUZZ)'
 
 bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py
