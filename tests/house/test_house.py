@@ -16,7 +16,7 @@ SOURCES = sorted((ROOT / "kpl_engine").rglob("*.py"))
 MODULES = [
     info.name
     for info in pkgutil.walk_packages(kpl_engine.__path__, "kpl_engine.")
-    if not info.name.startswith("kpl_engine.__main__") and ".export" not in info.name
+    if info.name not in {"kpl_engine.__main__", "kpl_engine._core"} and ".export" not in info.name
 ]
 
 
