@@ -5,7 +5,7 @@ import numpy.typing as npt
 
 _Matrix = npt.NDArray[np.floating[Any]]
 _Rows = npt.NDArray[np.float64]
-_Record = tuple[int, int, float, float, bool]
+_Record = tuple[int, int, float, float, bool, bool]
 
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
@@ -21,6 +21,7 @@ def run_dual(
     iters: int,
     max_drift: float,
     early_exit: bool,
+    movement: float,
     threads: int,
 ) -> _Record: ...
 def run_primal(
@@ -34,8 +35,9 @@ def run_primal(
     iters: int,
     max_drift: float,
     early_exit: bool,
+    movement: float,
     threads: int,
 ) -> _Record: ...
 def run_many(
-    problems: list[tuple[_Matrix, _Matrix, _Rows, _Rows, _Rows, float, float, int, float, bool]], threads: int
+    problems: list[tuple[_Matrix, _Matrix, _Rows, _Rows, _Rows, float, float, int, float, float, bool]], threads: int
 ) -> list[_Record]: ...

@@ -35,6 +35,7 @@ struct StepSize {
     double norm;   // infinity before the first step
     double last_change;
     int64_t halvings;
+    double slack;  // how far the gradient norm can grow while W moves by no more than `movement`
 };
 
 struct ScheduleOptions {
@@ -43,6 +44,7 @@ struct ScheduleOptions {
     int64_t iters;
     double max_drift;  // ulps of column length that the dual form lets pass before it starts afresh from W
     bool early_exit;   // false runs every step: for the tests of the exact early exit, and for timings
+    double movement;   // stop when all steps left cannot move a column of W by more than this; 0: never
 };
 
 struct ScheduleResult {
@@ -51,6 +53,7 @@ struct ScheduleResult {
     double norm;
     double last_change;
     bool settled;  // left by the exact early exit
+    bool frozen;   // left because the steps still to come are proven not to move W by more than `movement`
 };
 
 // One problem in the dual form with the storage it works in. All members share it.
@@ -58,6 +61,7 @@ struct DualTask {
     size_t n, d, c, ld, ldw, panels;
     Matrix X;
     ScheduleOptions options;
+    double longest;    // max ‖x_i‖
     bool shift;        // logits may leave the range of exp: subtract the maximum of each row
     double* features;  // (n, ldw) X in float64, rows padded with zeros
     double* pack;      // (members, kDepth * panel) one panel of Xᵀ
@@ -77,6 +81,7 @@ struct PrimalTask {
     size_t n, d, c, ldw, block;
     Matrix X;
     ScheduleOptions options;
+    double longest;
     bool shift;
     size_t ldp;
     const double* P;   // (c, ldp) hardened labels, zeros from n to the end of the last block
@@ -91,6 +96,24 @@ struct PrimalTask {
     ScheduleResult result;
 };
 
+enum class LabelMethod { softmax, sinkhorn, stable_greenkhorn, stream };
+constexpr int64_t kConverged = -1;  // as `iters`: the transport plan that sinkhorn and stable_greenkhorn tend to
+
+// Similarities to pseudo labels, see labels.h.
+struct LabelTask {
+    size_t n, c, ld;
+    LabelMethod method;
+    double tau_t;
+    double gamma;
+    int64_t iters;
+    const double* prior;  // (c) shares that sum to 1, or null
+    const double* S;      // (c, ld), anything but NaN; the padding is not read into any result
+    double* P;            // (c, ld) labels on return, zeros in the padding; may be S itself
+    double* work;         // (label_work(c, ld)), see refine.h
+};
+
+struct LinearKernels;  // linear_kernels.h
+
 // The functions compiled for one instruction set.
 struct Kernels {
     const char* name;
@@ -99,6 +122,14 @@ struct Kernels {
     void (*run_dual)(DualTask& task, const Member& member);
     void (*run_primal)(PrimalTask& task, const Member& member);
     double (*longest_row)(const Matrix& X, size_t n, size_t d);
+    void (*refine)(const LabelTask& task);
+    // P (c, ld): rows whose maximum is above alpha become one-hot at their first maximum. Returns how many.
+    size_t (*harden)(double* P, size_t n, size_t c, size_t ld, double alpha);
+    // Text proxies, see text_proxy.h. Arrays over d are written in whole vectors.
+    bool (*sum_rows)(const float* rows, ptrdiff_t stride, size_t count, size_t d, double longest, double* sums);
+    void (*score_rows)(const float* E, size_t count, size_t d, const double* mean, double* scores);
+    void (*unit_mean)(const float* E, size_t d, const int64_t* best, size_t k, double* out);
+    const LinearKernels* linear;
 };
 
 // The set in use, the best one that this processor has unless `use_kernels` named another.

@@ -253,8 +253,9 @@ struct Columns {
     bool changed;
 };
 
-// Lengths of the next step from the partial sums: s, eta per class, t and the bound of the drift.
-inline void plan_step(const DualTask& task, StepSize& step, Columns& columns) {
+// Lengths of the next step from the partial sums: s, eta per class, t and the bound of the drift. False, and nothing
+// but `step` changed, if no step to come can matter.
+inline bool plan_step(const DualTask& task, StepSize& step, Columns& columns, int64_t done) {
     double total = 0.0;
     for (size_t j = 0; j < task.c; ++j) {
         double rh = 0.0, zr = 0.0;
@@ -267,6 +268,7 @@ inline void plan_step(const DualTask& task, StepSize& step, Columns& columns) {
         columns.inverses[j] = zr;
     }
     const double eta = next_step(step, __builtin_sqrt(total > 0 ? total : total == total ? 0.0 : total));
+    if (is_frozen(step, task.options, done)) return false;
     double drift = 0.0;
     columns.changed = false;
     for (size_t j = 0; j < task.c; ++j) {
@@ -284,6 +286,7 @@ inline void plan_step(const DualTask& task, StepSize& step, Columns& columns) {
         if (moves) columns.squared[j] = 1.0;
     }
     columns.drift = drift;
+    return true;
 }
 
 // A <- 0, t <- 1, Z = X W, R: the state of a run that starts at W.
@@ -336,13 +339,14 @@ inline void run_dual(DualTask& task, const Member& member) {
     for (size_t j = 0; j < task.c; ++j) columns.squared[j] = squared_length(task.W + j * task.ldw, task.ldw);
     begin_at_w(task, member, columns, true);
     prepare_rest(task, member);
-    StepSize step = {options.lr, 1.0 / (double(task.n) * options.tau_i), __builtin_inf(), __builtin_inf(), 0};
+    StepSize step = first_step(options, task.n, task.c, task.longest);
     int64_t done = 0;
-    bool settled = false;
+    bool settled = false, frozen = false;
     while (done < options.iters && !settled) {
         product_panels(task, range);
         meet(member);
-        plan_step(task, step, columns);
+        frozen = !plan_step(task, step, columns, done);
+        if (frozen) break;
         task.changed[member.index * 8] = move_panels(task, range, columns.etas, columns.inverses) || columns.changed;
         meet(member);
         bool changed = done == 0 || !options.early_exit;  // the first step may yet bring ‖w_j‖² to 1
@@ -356,7 +360,7 @@ inline void run_dual(DualTask& task, const Member& member) {
         }
     }
     combine(task, member, columns.t, columns.squared);
-    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled};
+    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled, frozen};
 }
 
 }  // namespace

@@ -1,7 +1,10 @@
 // Compiled once for each instruction set, see CMakeLists.txt and simd.h.
 #include "core.h"
 #include "dual.h"
+#include "labels.h"
+#include "linear.h"
 #include "primal.h"
+#include "text_proxy.h"
 
 namespace kpl {
 namespace KPL_ISA {
@@ -49,7 +52,8 @@ double longest_row(const Matrix& X, size_t n, size_t d) {
 #define KPL_TEXT(name) #name
 #define KPL_NAME(name) KPL_TEXT(name)
 extern const Kernels table;
-const Kernels table = {KPL_NAME(KPL_ISA), kLanes, kPanel, kDepth, exp_array, run_dual, run_primal, longest_row};
+const Kernels table = {KPL_NAME(KPL_ISA), kLanes, kPanel, kDepth, exp_array, run_dual, run_primal, longest_row,
+                       refine, harden, sum_rows, score_rows, unit_mean, &linear_kernels};
 
 }  // namespace KPL_ISA
 }  // namespace kpl

@@ -243,11 +243,11 @@ inline void run_primal(PrimalTask& task, const Member& member) {
     const ScheduleOptions& options = task.options;
     const Segment own = segment(task, member);
     double* norms = task.norms + size_t(member.index) * (task.c + 8);  // c lengths, then ‖G‖² of the segment
-    StepSize step = {options.lr, 1.0 / (double(task.n) * options.tau_i), __builtin_inf(), __builtin_inf(), 0};
+    StepSize step = first_step(options, task.n, task.c, task.longest);
     if (member.index == 0) gradient_total(task, member);
     meet(member);
     int64_t done = 0;
-    bool settled = false;
+    bool settled = false, frozen = false;
     while (done < options.iters && !settled) {
         gradient(task, member);
         meet(member);
@@ -256,7 +256,10 @@ inline void run_primal(PrimalTask& task, const Member& member) {
         double squares = 0.0;
         for (int other = 0; other < member.count; ++other)
             squares += task.norms[size_t(other) * (task.c + 8) + task.c];
-        step_along(task, own, next_step(step, __builtin_sqrt(squares)), norms);
+        const double eta = next_step(step, __builtin_sqrt(squares));
+        frozen = is_frozen(step, options, done);
+        if (frozen) break;
+        step_along(task, own, eta, norms);
         meet(member);
         task.changed[member.index * 8] = take_step(task, member, own);
         meet(member);
@@ -266,7 +269,7 @@ inline void run_primal(PrimalTask& task, const Member& member) {
         ++done;
     }
     write_logits(task, member);
-    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled};
+    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled, frozen};
 }
 
 }  // namespace

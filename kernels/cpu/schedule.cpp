@@ -36,8 +36,7 @@ double load_start(const Problem& problem, double* W, size_t ldw) {
 }
 
 // The last step leaves unit columns, so |x·w| <= ‖x‖ max(1, ‖T_j‖).
-bool needs_shift(const Problem& problem, double widest) {
-    const double longest = kernels().longest_row(problem.X, problem.n, problem.d);
+bool needs_shift(const Problem& problem, double longest, double widest) {
     return 2 * longest * std::max(1.0, widest) / problem.options.tau_i > kSafeExponent;
 }
 
@@ -93,7 +92,8 @@ void solve_dual(const Problem& problem, Outcome& outcome) {
     task.partial = storage.at(partial);
     task.scalars = storage.at(scalars);
     task.changed = reinterpret_cast<int64_t*>(storage.at(changed));
-    task.shift = needs_shift(problem, load_start(problem, task.W, task.ldw));
+    task.longest = table.longest_row(problem.X, n, problem.d);
+    task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
     load_labels(problem, task.P, task.ld);
     run_together(problem.threads, [&](const Member& member) { table.run_dual(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
@@ -130,7 +130,8 @@ void solve_primal(const Problem& problem, Outcome& outcome) {
     task.norms = storage.at(norms);
     task.changed = reinterpret_cast<int64_t*>(storage.at(changed));
     task.Z = outcome.Z;
-    task.shift = needs_shift(problem, load_start(problem, task.W, task.ldw));
+    task.longest = table.longest_row(problem.X, n, problem.d);
+    task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
     load_labels(problem, P, task.ldp);
     run_together(problem.threads, [&](const Member& member) { table.run_primal(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);

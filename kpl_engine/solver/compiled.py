@@ -24,6 +24,7 @@ class ScheduleTask:
     lr: float
     iters: int
     tau_i: float
+    movement: float = 0.0  # stop when no column can move by more than this any more; 0 takes every step
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -40,7 +41,9 @@ def run_compiled(
     W, Z = _outputs(task)
     run = core.run_dual if form == "dual" else core.run_primal
     P = np.ascontiguousarray(task.P)
-    record = run(task.X, task.T, P, W, Z, task.lr, task.tau_i, task.iters, MAX_DRIFT, early_exit, threads)
+    record = run(
+        task.X, task.T, P, W, Z, task.lr, task.tau_i, task.iters, MAX_DRIFT, early_exit, task.movement, threads
+    )
     return _as_run(W, Z, record, form)
 
 
@@ -50,11 +53,15 @@ def run_many_compiled(
     """Independent runs, each on one thread, dealt out to ``threads`` threads as they come free."""
     outputs = [_outputs(task) for task in tasks]
     problems = [
-        (task.X, task.T, np.ascontiguousarray(task.P), W, Z, task.lr, task.tau_i, task.iters, MAX_DRIFT, form == "dual")
+        (task.X, task.T, np.ascontiguousarray(task.P), W, Z, *_numbers(task), form == "dual")
         for task, form, (W, Z) in zip(tasks, forms, outputs, strict=True)
     ]
     records = core.run_many(problems, threads)
     return [_as_run(W, Z, record, form) for (W, Z), record, form in zip(outputs, records, forms, strict=True)]
+
+
+def _numbers(task: ScheduleTask) -> tuple[float, float, int, float, float]:
+    return task.lr, task.tau_i, task.iters, MAX_DRIFT, task.movement
 
 
 def _outputs(task: ScheduleTask) -> tuple[Float64, Float64]:
@@ -62,6 +69,6 @@ def _outputs(task: ScheduleTask) -> tuple[Float64, Float64]:
     return np.empty((d, c)), np.empty((n, c))  # float64
 
 
-def _as_run(W: Float64, Z: Float64, record: tuple[int, int, float, float, bool], form: Form) -> ScheduleRun:
-    iterations, halvings, norm, last_change, settled = record
-    return ScheduleRun(W, Z, iterations, halvings, norm, settled or last_change <= FLAT, form)
+def _as_run(W: Float64, Z: Float64, record: tuple[int, int, float, float, bool, bool], form: Form) -> ScheduleRun:
+    iterations, halvings, norm, last_change, settled, frozen = record
+    return ScheduleRun(W, Z, iterations, halvings, norm, settled or last_change <= FLAT, form, frozen)

@@ -16,11 +16,14 @@ from kpl_engine.solver.closed_form import ClosedForm, regime_fault, schedule_fau
 from kpl_engine.solver.compiled import ScheduleTask
 from kpl_engine.solver.runs import run_schedule
 from kpl_engine.solver.schedule import Form, ScheduleRun
+from kpl_engine.solver.softmax import softmax
 from kpl_engine.solver.text_proxy import check_features
 
 __all__ = ["discriminants_of", "harden", "learn_proxies", "rounding_decides"]
 
 _LARGEST_LABEL = 1e12  # squares of gradients stay in float64
+_INVISIBLE = 1e-9  # movement of the discriminants far below their float32 rounding, 6e-8
+_FAR_FROM_FIXED = 1e-3  # distance of a unit column from the fixed point that is worth a word
 _LEAST_MASS = 1e-6  # class differences of W shrink with the mass of the labels; below this rounding is part of them
 
 
@@ -56,7 +59,8 @@ def learn_proxies(
         ``schedule`` takes the cheaper of its two exact forms. ``closed_form`` computes the fixed
         point of the schedule directly where that exists (`closed_form.py`). ``auto`` uses it when
         its condition holds and the asked steps would reach it, else the schedule, and says so in
-        ``warnings``.
+        ``warnings``; it leaves out the steps that are proven not to move the class differences by
+        more than 1e-9 of their scale, because lr has halved too often (`schedule.py: is_frozen`).
     device : {"cpu", "auto"}
     num_threads : int, optional
         Threads of the compiled core; by default as many as pay off, at most one a core. In the dual
@@ -105,7 +109,9 @@ def learn_proxies(
     if solver == "closed_form":
         raise SolverError(f"closed_form does not hold here: {fault}; use solver='schedule' or 'auto'")
     notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
-    return _from_schedule(_run(X, T, P, lr, iters, tau_i, "schedule", num_threads), X, P, iters, notice)
+    task = ScheduleTask(X, T, P, lr, iters, tau_i, _INVISIBLE * min(1.0, float(P.sum()) / len(X)))
+    run = run_schedule(task, None, num_threads)
+    return _from_schedule(run, X, P, iters, notice, *_frozen_notices(run, X, P, tau_i))
 
 
 def harden(labels: Float64, alpha: float) -> tuple[Float64, int]:
@@ -180,8 +186,24 @@ def _run(
     return run_schedule(ScheduleTask(X, T, P, lr, iters, tau_i), forms.get(solver), num_threads)
 
 
-def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, notice: Notice | None = None) -> Solution:
-    notices = [notice] if notice else []
+def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> list[Notice]:
+    """Tells a schedule whose steps shrank to nothing on the way from one that arrived."""
+    if not run.frozen:
+        return []
+    G = np.asarray(X, dtype=np.float64).T @ (softmax(run.Z, tau_i) - P)  # (d, c)
+    lengths = np.linalg.norm(G, axis=0)
+    gap = float(np.linalg.norm(G / np.where(lengths > 0, lengths, 1.0) + run.W, axis=0).max())
+    if gap <= _FAR_FROM_FIXED:
+        return []
+    text = (
+        f"lr had halved {run.halvings} times by step {run.iterations}, so that no later step can change the result, "
+        f"{gap:.2g} short of a fixed point (unit columns); the published schedule ends there too"
+    )
+    return [Notice("schedule_froze", text)]
+
+
+def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, *notes: Notice) -> Solution:
+    notices = list(notes)
     if not run.converged and iters > 0:
         notices.append(
             Notice(

@@ -36,4 +36,4 @@ def _run_numpy(task: ScheduleTask, form: Form | None) -> ScheduleRun:
     chosen = form or cost.choose_form("numpy", *task.sizes, task.iters)
     run = schedule.run_dual if chosen == "dual" else schedule.run_primal
     with np.errstate(all="ignore"):  # what overflows is refused when the solution is made
-        return run(task.X, task.T, task.P, task.lr, task.iters, task.tau_i)
+        return run(task.X, task.T, task.P, task.lr, task.iters, task.tau_i, task.movement)

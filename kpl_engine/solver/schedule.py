@@ -38,13 +38,17 @@ class ScheduleRun:
     gradient_norm: float
     converged: bool
     form: Form
+    frozen: bool = False  # stopped because the steps left were proven not to move W by more than `movement`
 
 
 class _StepSize:
     """``lr / (n tau_i)``, halved whenever the gradient norm grew. It never grows back."""
 
-    def __init__(self, lr: float, n: int, tau_i: float) -> None:
-        self.lr, self._scale = lr, 1.0 / (n * tau_i)
+    def __init__(self, X: Floats, c: int, lr: float, tau_i: float, movement: float) -> None:
+        n = len(X)
+        self.lr, self._scale, self._movement = lr, 1.0 / (n * tau_i), movement
+        longest = float(np.einsum("ij,ij->i", X, X, dtype=np.float64).max())
+        self._slack = n * np.sqrt(c) * longest * movement / tau_i
         self.norm, self.last_change, self.halvings = np.inf, np.inf, 0
 
     def after(self, norm: float) -> float:
@@ -58,8 +62,18 @@ class _StepSize:
     def is_flat(self) -> bool:
         return self.last_change <= FLAT
 
+    def is_frozen(self, left: int) -> bool:
+        """Whether ``left`` more steps are proven not to move any unit column by more than ``movement``.
 
-def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float) -> ScheduleRun:
+        lr never grows, a step moves a unit column by at most ``2 eta ‖g_j‖``, and while W moves by
+        ``movement`` the norm grows by at most ``n sqrt(c) max‖x_i‖² movement / tau_i``.
+        """
+        return bool(2.0 * left * self.lr * self._scale * (self.norm + self._slack) <= self._movement)
+
+
+def run_dual(
+    X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, movement: float = 0.0
+) -> ScheduleRun:
     """The schedule in the span of the images: ``Z = X W`` and ``K = X Xᵀ`` only.
 
     With ``R = softmax(Z / tau_i) - P``, ``H = K R``, ``eta = lr / (n tau_i)``::
@@ -91,12 +105,15 @@ def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: flo
     start, A, t = np.asarray(T, dtype=np.float64), np.zeros((c, n)), np.ones(c)
     squared, drift = np.einsum("ij,ij->j", start, start), 1.0  # (c,) ‖T_j‖², then 1
     shift = _needs_shift(features, T, tau_i)
-    step, done, settled = _StepSize(lr, n, tau_i), 0, False
+    step, done, settled, frozen = _StepSize(X, c, lr, tau_i, movement), 0, False, False
     while done < iters and not settled:
         R = _residual(Z, targets, tau_i, shift)
         H = R @ K  # K is symmetric, so this is (K R)ᵀ
         RH = np.einsum("ji,ji->j", R, H)
         eta = step.after(float(np.sqrt(max(RH.sum(), 0.0))))
+        if movement > 0 and done > 0 and step.is_frozen(iters - done):
+            frozen = True
+            break
         lengths = squared - 2 * eta * np.einsum("ji,ji->j", Z, R) + eta * eta * RH  # (c,) s_j²
         moves = lengths > 0  # a column that vanished keeps its previous direction
         lengths = np.where(moves, lengths, 1.0)
@@ -111,10 +128,14 @@ def run_dual(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: flo
             Z = np.ascontiguousarray((features @ start).T)
             A, t, drift = np.zeros((c, n)), np.ones(c), 1.0
     W = _with_lengths(start * t + features.T @ A.T, squared)
-    return ScheduleRun(W, np.ascontiguousarray(Z.T), done, step.halvings, step.norm, settled or step.is_flat, "dual")
+    return ScheduleRun(
+        W, np.ascontiguousarray(Z.T), done, step.halvings, step.norm, settled or step.is_flat, "dual", frozen
+    )
 
 
-def run_primal(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float) -> ScheduleRun:
+def run_primal(
+    X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, movement: float = 0.0
+) -> ScheduleRun:
     """The schedule as published, ``W <- unit(W - eta Xᵀ(softmax(X W / tau_i) - P))``.
 
     The rows are taken in blocks that stay in cache between the two products, so a step reads the
@@ -126,13 +147,16 @@ def run_primal(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: f
     blocks = row_blocks(n, W.shape[0])
     resident = np.asarray(X, dtype=np.float64) if X.size * 8 <= _RESIDENT_BYTES else X
     targets = [np.ascontiguousarray(P[rows].T) for rows in blocks]  # (c, b) each
-    step, done, settled = _StepSize(lr, n, tau_i), 0, False
+    step, done, settled, frozen = _StepSize(X, c, lr, tau_i, movement), 0, False, False
     while done < iters and not settled:
         G = np.zeros((c, W.shape[0]))  # (c, d) float64
         for rows, target in zip(blocks, targets, strict=True):
             part = np.asarray(resident[rows], dtype=np.float64)  # (b, d)
             G += _residual(W.T @ part.T, target, tau_i, shift) @ part
         eta = step.after(float(np.linalg.norm(G)))
+        if movement > 0 and done > 0 and step.is_frozen(iters - done):
+            frozen = True
+            break
         moved = W - eta * G.T
         norms = np.sqrt(np.einsum("ij,ij->j", moved, moved))
         new_W = np.where(norms > 0, moved / np.where(norms > 0, norms, 1.0), W)
@@ -140,7 +164,7 @@ def run_primal(X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: f
         W = new_W
         done += 1
     Z = np.concatenate([np.asarray(X[rows], dtype=np.float64) @ W for rows in blocks])
-    return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal")
+    return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal", frozen)
 
 
 def row_blocks(n: int, d: int) -> list[slice]:
