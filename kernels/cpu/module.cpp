@@ -15,5 +15,6 @@ NB_MODULE(_core, m) {
     m.def("use_instruction_set", [](const char* name) {
         if (!kpl::use_kernels(name)) throw nb::value_error("not an instruction set that this processor can run");
     }, nb::arg("name"), "Use the named set from now on, in all threads: for tests and benchmarks.");
+    kpl::bind_labels(m);
     kpl::bind_schedule(m);
 }
