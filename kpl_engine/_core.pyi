@@ -41,3 +41,29 @@ def run_primal(
 def run_many(
     problems: list[tuple[_Matrix, _Matrix, _Rows, _Rows, _Rows, float, float, int, float, float, bool]], threads: int
 ) -> list[_Record]: ...
+def moments(X: _Matrix, P: _Rows, mean: _Rows, XtP: _Rows, threads: int) -> float: ...
+def fixed_point(
+    X: _Matrix,
+    P: _Rows,
+    mean: _Rows,
+    XtP: _Rows,
+    L: _Matrix,
+    W: _Rows,
+    tau_i: float,
+    tolerance: float,
+    max_corrections: int,
+    threads: int,
+) -> tuple[int, int, float]: ...
+def finish(
+    X: _Matrix,
+    W: _Rows,
+    scale: float,
+    proxies: npt.NDArray[np.float32],
+    discriminants: npt.NDArray[np.float32],
+    logits: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+    undecided: npt.NDArray[np.bool_],
+    threads: int,
+) -> bool: ...
+def solve_factored(L: _Matrix, F: _Rows) -> None: ...

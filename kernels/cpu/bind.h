@@ -11,6 +11,7 @@
 namespace kpl {
 
 void bind_labels(nanobind::module_& m);
+void bind_linear(nanobind::module_& m);
 void bind_schedule(nanobind::module_& m);
 
 // float32 or float64 with any strides, never written to.
@@ -18,6 +19,8 @@ using AnyMatrix = nanobind::ndarray<nanobind::ro, nanobind::ndim<2>, nanobind::d
 // float64, row by row.
 using Rows = nanobind::ndarray<const double, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
 using WritableRows = nanobind::ndarray<double, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
+
+using Vector = nanobind::ndarray<const double, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>;
 
 inline Matrix matrix_of(const AnyMatrix& array, const char* name) {
     const bool is_float32 = array.dtype() == nanobind::dtype<float>();

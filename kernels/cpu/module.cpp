@@ -16,5 +16,6 @@ NB_MODULE(_core, m) {
         if (!kpl::use_kernels(name)) throw nb::value_error("not an instruction set that this processor can run");
     }, nb::arg("name"), "Use the named set from now on, in all threads: for tests and benchmarks.");
     kpl::bind_labels(m);
+    kpl::bind_linear(m);
     kpl::bind_schedule(m);
 }

@@ -17,22 +17,38 @@ corrections, each of which evaluates the exact G once and solves with the matrix
 falls by a factor of about n a correction, and the result equals the float64 schedule to 1e-10 of
 the class differences. A correction that does not shrink the error means that the labels were not
 in this regime.
+
+The matrix is only the slope of those corrections: an error of it slows them, and leaves their end
+where it was. So it is made and factored in float32, which halves the work and needs no float64 copy
+of the features; G is float64. Its error of about 1e-6, relative to the ridge, is far below the 1/n
+of a correction for all but huge n. Where the factorisation or the corrections fail, both are
+done again in float64, so that what is refused is refused for reasons of the labels.
+
+With the compiled core the factor is a Cholesky factor, and the passes over the images and the
+triangular solves are one call (kernels/cpu/fixed_point.cpp); else the inverse is explicit and the
+twin of that call is in `_fixed_point`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kpl_engine.arrays import Float64, Floats
+from kpl_engine.solver import cpu
+from kpl_engine.solver.moments import Moments, moments_of, row_blocks
 from kpl_engine.solver.softmax import softmax
 
 __all__ = [
     "ClosedForm",
     "first_order",
     "has_direction",
+    "positive_inverse",
     "project_both_sides",
     "regime_fault",
     "schedule_fault",
@@ -40,10 +56,12 @@ __all__ = [
 ]
 
 _MAX_MASS_RATIO = 0.5  # c · (largest column mass) / n; the expansion is in this number, 1/n for published labels
-_MAX_CORRECTIONS = 6  # slower contraction marks the edge of the regime, where the schedule may stop elsewhere
+_MAX_CORRECTIONS = 5  # slower contraction marks the edge of the regime, where the schedule may stop elsewhere
 _TOLERANCE = 1e-9  # of the class differences; float64 leaves about 1e-11
 _MIN_STEP = 16.0  # see schedule_fault; the published lr gives 10 mu / (0.04 c), about 110 for two classes
 _LOG_SETTLED = 25.0  # a schedule has settled when its slowest error has shrunk by exp(-25) = 1e-11
+
+_Inverse = Callable[[Float64], Float64]
 
 
 @dataclass(frozen=True)
@@ -56,19 +74,16 @@ class ClosedForm:
     fault: str  # empty when the fixed point was reached
 
 
-def regime_fault(X: Floats, P: Float64, num_hardened: int) -> str:
+def regime_fault(sums: Moments) -> str:
     """Why the closed form does not hold for these labels, or an empty string.
 
-    The tested condition: no row hardened, the mean feature is not zero, and
+    The tested condition, beside that no row is hardened: the mean feature is not zero, and
     ``c · max_j Σ_i P_ij <= n/2`` (published labels have 1 there). `solve_closed_form` adds the
     decisive numerical test, that its corrections contract.
     """
-    n, c = P.shape
-    if num_hardened:
-        return f"{num_hardened} of {n} label rows exceed alpha and were hardened"
-    if not has_direction(X.mean(axis=0, dtype=np.float64), float(np.mean(np.square(X, dtype=np.float64))) * X.shape[1]):
+    if not has_direction(sums.mean, sums.mean_square):
         return "the mean feature is zero"
-    ratio = c * float(P.sum(axis=0).max()) / n
+    ratio = len(sums.column_mass) * float(sums.column_mass.max()) / sums.n
     if ratio > _MAX_MASS_RATIO:
         return (
             f"labels are not O(1/n): c · (largest column mass) / n is {ratio:.3g}, at most {_MAX_MASS_RATIO} expected"
@@ -76,7 +91,7 @@ def regime_fault(X: Floats, P: Float64, num_hardened: int) -> str:
     return ""
 
 
-def schedule_fault(X: Floats, c: int, lr: float, iters: int, tau_i: float) -> str:
+def schedule_fault(sums: Moments, lr: float, iters: int, tau_i: float) -> str:
     """Why ``iters`` steps at ``lr`` might not reach the fixed point, or an empty string.
 
     Along a direction where S has eigenvalue λ a step of the schedule multiplies the error by
@@ -93,10 +108,8 @@ def schedule_fault(X: Floats, c: int, lr: float, iters: int, tau_i: float) -> st
       47,204 labels did (in one of 361 random problems, margins below 1 % of the score range); the
       class differences agreed to 2e-4 in nine problems of ten and to 6e-2 in the worst.
     """
-    n = len(X)
-    mean = X.mean(axis=0, dtype=np.float64)
-    mu = float(np.linalg.norm(mean))
-    spread = max(float(np.einsum("ij,ij->", X, X, dtype=np.float64)) / n - mu * mu, 0.0)  # trace of S >= λ
+    n, c, mu = sums.n, len(sums.column_mass), float(np.linalg.norm(sums.mean))
+    spread = max(sums.mean_square - mu * mu, 0.0)  # trace of S >= λ
     r = lr * mu / (tau_i * c)
     if r < _MIN_STEP:
         return f"lr · mu / (tau_i c) is {r:.3g}, below {_MIN_STEP:g}: such steps can freeze before the fixed point"
@@ -113,9 +126,7 @@ def has_direction(mean: Float64, mean_square: float) -> bool:
     return bool(np.linalg.norm(mean) > np.finfo(np.float32).eps * np.sqrt(mean_square))
 
 
-def first_order(
-    mean: Float64, XtP: Float64, inverse: Callable[[Float64], Float64], n: float, tau_i: float
-) -> tuple[Float64, Float64]:
+def first_order(mean: Float64, XtP: Float64, inverse: _Inverse, n: float, tau_i: float) -> tuple[Float64, Float64]:
     """``W = unit(-u + dbar + e)`` and ``e``, both (d, c), from sums over images.
 
     ``inverse`` applies ``(S + tau_i mu I)^-1``.
@@ -130,27 +141,94 @@ def first_order(
     return W / np.linalg.norm(W, axis=0), e
 
 
-def solve_closed_form(X: Floats, P: Float64, tau_i: float) -> ClosedForm:
+def solve_closed_form(
+    X: Floats, P: Float64, tau_i: float, sums: Moments | None = None, num_threads: int | None = None
+) -> ClosedForm:
     """The fixed point of the schedule, from one factorisation and a few corrections.
 
-    ``X`` (n, d), ``P`` (n, c) float64 within `regime_fault`. Costs one d×d or n×n inverse,
-    whichever is smaller, and O(n d c) a correction.
+    ``X`` (n, d), ``P`` (n, c) float64 within `regime_fault`; ``sums`` are their `moments_of`. Costs
+    one d×d or n×n factorisation, whichever is smaller, and O(n d c) a correction.
     """
-    features = np.asarray(X, dtype=np.float64)  # (n, d)
-    n = len(features)
-    mean = features.mean(axis=0)
-    mu = float(np.linalg.norm(mean))
+    sums = moments_of(X, P, num_threads) if sums is None else sums
+    threads = cpu.resolve_threads(num_threads)
+    found = _attempt(X, P, tau_i, sums, np.float32, threads)
+    return _attempt(X, P, tau_i, sums, np.float64, threads) if found.fault else found
+
+
+def _attempt(
+    X: Floats, P: Float64, tau_i: float, sums: Moments, dtype: type[np.floating[Any]], threads: int
+) -> ClosedForm:
+    """The closed form with its matrix in ``dtype``."""
+    core = cpu.core()
+    mu = float(np.linalg.norm(sums.mean))
     try:
-        inverse = _inverse(features, mean / mu, tau_i * mu)
+        with np.errstate(all="ignore"):  # what leaves float32 is done again in float64
+            matrix = _matrix(X, sums.mean / mu, tau_i * mu, dtype)
+            if core is not None:
+                return _compiled(core, X, P, tau_i, sums, np.linalg.cholesky(matrix), threads)
+            inverse = _inverse(X, sums.mean / mu, tau_i * mu, np.linalg.inv(matrix))
+            return _fixed_point(X, P, tau_i, sums, inverse)
     except np.linalg.LinAlgError:
-        return ClosedForm(np.zeros((features.shape[1], P.shape[1])), 0, np.inf, "the ridge is lost in rounding")
-    W, _ = first_order(mean, features.T @ P, inverse, n, tau_i)
+        return ClosedForm(np.zeros(sums.XtP.shape), 0, np.inf, "the ridge is lost in rounding")
+
+
+def _matrix(X: Floats, u: Float64, ridge: float, dtype: type[np.floating[Any]]) -> Floats:
+    """``Pi XᵀX Pi / n + ridge I`` (d, d), or for n < d ``X Pi Xᵀ + n ridge I`` (n, n), in ``dtype``."""
+    n, d = X.shape
+    if d <= n:
+        moment = np.zeros((d, d), dtype)
+        for part in row_blocks(X, dtype):
+            moment += part.T @ part  # the product of a matrix with itself is one syrk
+        matrix = project_both_sides(moment / dtype(n), u.astype(dtype))
+    else:
+        features = X.astype(dtype, copy=False)
+        along = features @ u.astype(dtype)  # (n,)
+        matrix = features @ features.T
+        matrix -= along[:, None] * along
+        ridge *= n
+    matrix.flat[:: len(matrix) + 1] += ridge
+    return matrix
+
+
+def _compiled(
+    core: ModuleType, X: Floats, P: Float64, tau_i: float, sums: Moments, factor: npt.NDArray[Any], threads: int
+) -> ClosedForm:
+    """`_fixed_point` in one call, with the lower Cholesky factor of `_matrix`."""
+    W = np.empty(sums.XtP.shape)  # (d, c) float64
+    ending, corrections, residual = core.fixed_point(
+        np.ascontiguousarray(X),
+        np.ascontiguousarray(P),
+        sums.mean,
+        np.ascontiguousarray(sums.XtP.T),
+        factor,
+        W,
+        tau_i,
+        _TOLERANCE,
+        _MAX_CORRECTIONS,
+        threads,
+    )
+    return ClosedForm(W, corrections, residual, _fault(ending, residual))
+
+
+def _fault(ending: int, residual: float) -> str:
+    """What the ending of a fixed point means; the numbers are those of kernels/cpu/closed_form.h."""
+    return (
+        "",
+        "the gradient of a class vanished",
+        f"corrections stopped shrinking at a relative error of {residual:.1e}",
+        f"not within {_TOLERANCE:g} after {_MAX_CORRECTIONS} corrections",
+    )[ending]
+
+
+def _fixed_point(X: Floats, P: Float64, tau_i: float, sums: Moments, inverse: _Inverse) -> ClosedForm:
+    mu = float(np.linalg.norm(sums.mean))
+    W, _ = first_order(sums.mean, sums.XtP, inverse, sums.n, tau_i)
     residual, corrections = np.inf, 0
-    while corrections < _MAX_CORRECTIONS:
-        G = features.T @ (softmax(features @ W, tau_i) - P)
+    while True:
+        G = _gradient(X, W, P, tau_i)
         lengths = np.linalg.norm(G, axis=0)
         if not (lengths > 0).all():
-            return ClosedForm(W, corrections, residual, "the gradient of a class vanished")
+            return ClosedForm(W, corrections, residual, _fault(1, residual))
         gap = -G / lengths - W  # (d, c)
         common = gap.mean(axis=1, keepdims=True)
         differences = np.abs(W - W.mean(axis=1, keepdims=True)).max()
@@ -158,32 +236,56 @@ def solve_closed_form(X: Floats, P: Float64, tau_i: float) -> ClosedForm:
         now = float(np.abs(gap - common).max() / differences) if differences > 1e-14 else 0.0
         if now <= _TOLERANCE:
             return ClosedForm(W, corrections, now, "")
-        if now > 0.5 * residual:
-            return ClosedForm(W, corrections, now, f"corrections stopped shrinking at a relative error of {now:.1e}")
+        if not now <= 0.5 * residual:  # NaN as well
+            return ClosedForm(W, corrections, now, _fault(2, now))
+        if corrections == _MAX_CORRECTIONS:
+            return ClosedForm(W, corrections, now, _fault(3, now))
         W = W + common + mu * tau_i * inverse(gap - common)
         W /= np.linalg.norm(W, axis=0)
         residual, corrections = now, corrections + 1
-    return ClosedForm(W, corrections, residual, f"not within {_TOLERANCE:g} after {corrections} corrections")
 
 
-def _inverse(features: Float64, u: Float64, ridge: float) -> Callable[[Float64], Float64]:
-    """``(Pi XᵀX Pi / n + ridge I)^-1`` as a function; explicit, for its condition number is below 1/ridge.
+def _gradient(X: Floats, W: Float64, P: Float64, tau_i: float) -> Float64:
+    """``Xᵀ(softmax(X W / tau_i) - P)``, (d, c)."""
+    G, start = np.zeros(W.shape), 0
+    for part in row_blocks(X, np.float64):
+        G += part.T @ (softmax(part @ W, tau_i) - P[start : start + len(part)])
+        start += len(part)
+    return G
 
-    For n < d by Woodbury: ``(F - Bᵀ (n ridge I + B Bᵀ)^-1 B F) / ridge`` with ``B = X Pi``.
+
+def _inverse(X: Floats, u: Float64, ridge: float, explicit: Floats) -> _Inverse:
+    """``(Pi XᵀX Pi / n + ridge I)^-1`` as a function, from the explicit inverse of `_matrix`.
+
+    For n < d by Woodbury: ``(F - Bᵀ (n ridge I + B Bᵀ)^-1 B F) / ridge`` with ``B = X Pi``. Explicit, for its
+    condition number is below 1/ridge.
     """
-    n, d = features.shape
-    if d <= n:
-        matrix = project_both_sides(features.T @ features / n, u)
-        matrix[np.diag_indices(d)] += ridge
-        explicit = np.linalg.inv(matrix)  # (d, d) float64
+    if len(explicit) == X.shape[1]:
         return lambda F: np.asarray(explicit @ F, dtype=np.float64)
+    features = X.astype(np.float64)
     B = features - np.outer(features @ u, u)  # (n, d)
-    small = np.linalg.inv(B @ B.T + n * ridge * np.eye(n))  # (n, n)
-    return lambda F: np.asarray((F - B.T @ (small @ (B @ F))) / ridge, dtype=np.float64)
+    return lambda F: np.asarray((F - B.T @ (explicit @ (B @ F))) / ridge, dtype=np.float64)
 
 
-def project_both_sides(second_moment: Float64, u: Float64) -> Float64:
+def positive_inverse(matrix: Floats) -> _Inverse:
+    """``matrix^-1`` as a function, for a symmetric positive definite (m, m); else `numpy.linalg.LinAlgError`."""
+    core = cpu.core()
+    if core is None:
+        return lambda F: np.asarray(np.linalg.solve(matrix, F), dtype=np.float64)
+    factor = np.linalg.cholesky(matrix)  # (m, m) lower
+
+    def inverse(F: Float64) -> Float64:
+        solved = np.array(F, dtype=np.float64, order="C")
+        core.solve_factored(factor, solved)
+        return solved
+
+    return inverse
+
+
+def project_both_sides(second_moment: Floats, u: Floats) -> Floats:
     """``Pi A Pi`` with ``Pi = I - u uᵀ`` and symmetric A (d, d), as a new array in O(d²)."""
     Au = second_moment @ u
-    projected = second_moment - np.outer(u, Au) - np.outer(Au, u) + (u @ Au) * np.outer(u, u)
-    return np.asarray(projected, dtype=np.float64)
+    half = Au - (u @ Au) / 2 * u
+    pair = np.stack([u, half])  # Pi A Pi = A - u halfᵀ - half uᵀ
+    projected: Floats = second_moment - pair.T @ pair[::-1]
+    return projected

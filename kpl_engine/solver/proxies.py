@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kpl_engine.arrays import Bools, Float32, Float64, Floats, check_array
+from kpl_engine.arrays import Float32, Float64, Floats, check_array
 from kpl_engine.config import SolverName
 from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, SolverError
-from kpl_engine.solver.base import Notice, Solution, as_float32
+from kpl_engine.solver.base import Notice, Solution
 from kpl_engine.solver.checks import check_between, check_count, check_magnitude
-from kpl_engine.solver.closed_form import ClosedForm, regime_fault, schedule_fault, solve_closed_form
+from kpl_engine.solver.closed_form import regime_fault, schedule_fault, solve_closed_form
 from kpl_engine.solver.compiled import ScheduleTask
+from kpl_engine.solver.finishing import discriminants_of, rounding_decides, solution_of
+from kpl_engine.solver.moments import moments_of
 from kpl_engine.solver.runs import run_schedule
 from kpl_engine.solver.schedule import Form, ScheduleRun
 from kpl_engine.solver.softmax import softmax
@@ -24,7 +26,6 @@ __all__ = ["discriminants_of", "harden", "learn_proxies", "rounding_decides"]
 _LARGEST_LABEL = 1e12  # squares of gradients stay in float64
 _INVISIBLE = 1e-9  # movement of the discriminants far below their float32 rounding, 6e-8
 _FAR_FROM_FIXED = 1e-3  # distance of a unit column from the fixed point that is worth a word
-_LEAST_MASS = 1e-6  # class differences of W shrink with the mass of the labels; below this rounding is part of them
 
 
 def learn_proxies(
@@ -97,61 +98,30 @@ def learn_proxies(
     X, T, P = _check_arrays(features, text_proxies, labels)
     P, num_hardened = harden(P, alpha)
     if solver not in ("auto", "closed_form"):
-        return _from_schedule(_run(X, T, P, lr, iters, tau_i, solver, num_threads), X, P, iters)
-    fault = regime_fault(X, P, num_hardened)
-    if not fault and solver == "auto":
-        fault = schedule_fault(X, P.shape[1], lr, iters, tau_i)
-    if not fault:
-        found = solve_closed_form(X, P, tau_i)
-        if not found.fault:
-            return _from_closed_form(found, X, P)
-        fault = found.fault
+        return _from_schedule(_run(X, T, P, lr, iters, tau_i, solver, num_threads), X, P, iters, num_threads)
+    if num_hardened:
+        fault = f"{num_hardened} of {len(P)} label rows exceed alpha and were hardened"
+    else:
+        found, fault = _closed_form(X, P, lr, iters, tau_i, solver, num_threads)
+        if found:
+            return found
     if solver == "closed_form":
         raise SolverError(f"closed_form does not hold here: {fault}; use solver='schedule' or 'auto'")
     notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
     task = ScheduleTask(X, T, P, lr, iters, tau_i, _INVISIBLE * min(1.0, float(P.sum()) / len(X)))
     run = run_schedule(task, None, num_threads)
-    return _from_schedule(run, X, P, iters, notice, *_frozen_notices(run, X, P, tau_i))
+    return _from_schedule(run, X, P, iters, num_threads, notice, *_frozen_notices(run, X, P, tau_i))
 
 
 def harden(labels: Float64, alpha: float) -> tuple[Float64, int]:
-    """Copy of ``labels`` with rows above ``alpha`` one-hot (first maximum), and their number."""
+    """``labels`` with rows above ``alpha`` one-hot (first maximum), and their number; a copy if there are any."""
     rows = np.flatnonzero(labels.max(axis=1) > alpha)
+    if not rows.size:
+        return labels, 0
     hardened = labels.copy()  # (n, c) float64
     hardened[rows] = 0.0
     hardened[rows, labels[rows].argmax(axis=1)] = 1.0
     return hardened, len(rows)
-
-
-def discriminants_of(W: Float64, n: int, mass: float) -> Float64:
-    """``(W - mean_j W) n / mass``, (d, c) float64: the part of W that tells classes apart.
-
-    A shift common to all classes changes no label and no probability, so for labels of mass n
-    (softmax, sinkhorn) ``softmax(X discriminants / tau_i)`` is ``softmax(X W / tau_i)``. For the
-    published labels (mass about 1) the differences are ``e_j = (c tau_i / n)(S + tau_i mu I)^-1 D_j``
-    (`closed_form.py`), and the factor n undoes the 1/n: the logits become
-    ``c xᵀ (S + tau_i mu I)^-1 D_j``, the posterior of a linear discriminant analysis on the pseudo
-    labels, up to the class bias. W must be float64: in float32 the differences are rounding.
-    Labels of a mass below 1e-6 say nothing that float64 columns can hold: the factor is then 1.
-    """
-    scale = n / mass if mass > _LEAST_MASS else 1.0
-    return np.asarray((W - W.mean(axis=1, keepdims=True)) * scale, dtype=np.float64)
-
-
-def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bools:
-    """Rows whose best two classes are closer than the rounding of a float32 feature can move them.
-
-    A feature is known to half an ulp, relative 6e-8 per entry; the two scores then differ by up to
-    ``6e-8 · ‖x‖ · ‖D_a - D_b‖``. Twice that is the bound used here. Exact ties are included.
-    """
-    if scores.shape[1] == 1:
-        return np.zeros(len(scores), dtype=np.bool_)
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :2]  # (n, 2)
-    top = np.take_along_axis(scores, order, axis=1)
-    pairs, which = np.unique(order, axis=0, return_inverse=True)  # few pairs even for many rows
-    apart = np.linalg.norm(discriminants[:, pairs[:, 0]] - discriminants[:, pairs[:, 1]], axis=0)
-    reach = np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64)) * apart[which.reshape(-1)]
-    return np.asarray(top[:, 0] - top[:, 1] <= np.finfo(np.float32).eps * reach, dtype=np.bool_)
 
 
 def _check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
@@ -172,7 +142,7 @@ def _check_arrays(
     if T.shape[1] == 0:
         raise ShapeError(f"text_proxies: expected at least one class, got shape {T.shape}")
     P = check_array("labels", labels, (len(X), T.shape[1]), np.float64)
-    if (P < 0).any() or (P > _LARGEST_LABEL).any():
+    if P.size and not (P.min() >= 0 and P.max() <= _LARGEST_LABEL):
         raise ShapeError(
             f"labels: expected numbers >= 0, usually up to 1, got {P.min():g} to {P.max():g}; see refine_labels"
         )
@@ -202,7 +172,9 @@ def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> li
     return [Notice("schedule_froze", text)]
 
 
-def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, *notes: Notice) -> Solution:
+def _from_schedule(
+    run: ScheduleRun, X: Floats, P: Float64, iters: int, num_threads: int | None, *notes: Notice
+) -> Solution:
     notices = list(notes)
     if not run.converged and iters > 0:
         notices.append(
@@ -211,11 +183,11 @@ def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, *notes: 
                 f"the gradient norm still moved after {run.iterations} steps; raise iters or lower lr",
             )
         )
-    return _solution(
+    return solution_of(
         run.W,
-        run.Z,
         X,
-        P,
+        float(P.sum()),
+        num_threads,
         iterations=run.iterations,
         converged=run.converged,
         solver="schedule",
@@ -226,38 +198,29 @@ def _from_schedule(run: ScheduleRun, X: Floats, P: Float64, iters: int, *notes: 
     )
 
 
-def _from_closed_form(found: ClosedForm, X: Floats, P: Float64) -> Solution:
-    return _solution(
+def _closed_form(
+    X: Float32, P: Float64, lr: float, iters: int, tau_i: float, solver: SolverName, num_threads: int | None
+) -> tuple[Solution | None, str]:
+    """The closed form, or None and why it does not hold; for ``auto`` also why the asked steps would not reach it."""
+    sums = moments_of(X, P, num_threads)
+    fault = regime_fault(sums)
+    if not fault and solver == "auto":
+        fault = schedule_fault(sums, lr, iters, tau_i)
+    if fault:
+        return None, fault
+    found = solve_closed_form(X, P, tau_i, sums, num_threads)
+    if found.fault:
+        return None, found.fault
+    mass = float(sums.column_mass.sum())
+    return solution_of(
         found.W,
-        np.asarray(X, dtype=np.float64) @ found.W,
         X,
-        P,
+        mass,
+        num_threads,
         iterations=found.corrections,
         converged=True,
         solver="closed_form",
         form="closed_form",
         halvings=0,
         residual=found.residual,
-    )
-
-
-def _solution(W: Float64, Z: Float64, X: Floats, P: Float64, **record: Any) -> Solution:
-    """The record of ``W`` (d, c) and ``Z = X W`` (n, c), float64; `SolverError` if they left float32."""
-    with np.errstate(all="ignore"):
-        D = discriminants_of(W, len(X), float(P.sum()))
-        scores = np.asarray(X, dtype=np.float64) @ D  # (n, c) float64
-        proxies, logits, discriminants, narrow = (as_float32(array) for array in (W, Z, D, scores))
-    if not all(np.isfinite(array).all() for array in (proxies, logits, discriminants, narrow)):
-        raise SolverError(
-            "the proxies overflow: expected lr / tau_i, labels and text proxies of ordinary size, got results beyond "
-            "float32; use unit features and proxies, labels up to 1 and lr near 10"
-        )
-    return Solution(
-        proxies=proxies,
-        logits=logits,
-        discriminants=discriminants,
-        scores=narrow,
-        labels=scores.argmax(axis=1).astype(np.int64),
-        decided_by_rounding=rounding_decides(X, D, scores),
-        **record,
-    )
+    ), ""

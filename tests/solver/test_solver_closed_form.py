@@ -13,6 +13,7 @@ from kpl_engine.solver.closed_form import (
     solve_closed_form,
 )
 from kpl_engine.solver.labels import refine_labels
+from kpl_engine.solver.moments import moments_of
 from kpl_engine.solver.proxies import learn_proxies
 from kpl_engine.solver.text_proxy import select_text_proxies
 
@@ -141,8 +142,8 @@ def test_short_steps_freeze_before_the_fixed_point(make_clip_like, lr, seed):
 def test_regime_is_half_of_the_mass_of_a_column(problem):
     X, _, P = problem(60, 48, 2, seed=4)
     scale = 30 / P.sum(axis=0).max()  # c · largest column mass = n
-    assert regime_fault(X, P * scale * 0.49, 0) == ""
-    assert "labels are not O(1/n)" in regime_fault(X, P * scale * 0.51, 0)
+    assert regime_fault(moments_of(X, P * scale * 0.49)) == ""
+    assert "labels are not O(1/n)" in regime_fault(moments_of(X, P * scale * 0.51))
 
 
 def test_projection_is_pi_a_pi():
@@ -155,16 +156,17 @@ def test_projection_is_pi_a_pi():
 
 def test_long_steps_may_swing_for_more_steps_than_asked(problem):
     """Near kappa = 1 a swing shrinks by 2/(1 + r) a step: 2000 steps do for r = 112, not for 1120."""
-    X, _, _ = problem(60, 48, 2, seed=4)
-    assert schedule_fault(X, 2, 10.0, 2000, 0.04) == ""
-    assert "may stop short" in schedule_fault(X, 2, 100.0, 2000, 0.04)
-    assert schedule_fault(X, 2, 100.0, 20_000, 0.04) == ""
+    X, _, P = problem(60, 48, 2, seed=4)
+    sums = moments_of(X, P)
+    assert schedule_fault(sums, 10.0, 2000, 0.04) == ""
+    assert "may stop short" in schedule_fault(sums, 100.0, 2000, 0.04)
+    assert schedule_fault(sums, 100.0, 20_000, 0.04) == ""
 
 
 def test_fewer_images_than_four_per_class_leave_it(problem):
-    X, _, _ = problem(20, 48, 5, seed=4)
-    assert schedule_fault(X, 5, 10.0, 2000, 0.04) == ""
-    assert "19 images" in schedule_fault(X[:19], 5, 10.0, 2000, 0.04)
+    X, _, P = problem(20, 48, 5, seed=4)
+    assert schedule_fault(moments_of(X, P), 10.0, 2000, 0.04) == ""
+    assert "19 images" in schedule_fault(moments_of(X[:19], P[:19]), 10.0, 2000, 0.04)
 
 
 def test_mean_of_rounding_is_no_direction(problem):
