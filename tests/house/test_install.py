@@ -153,7 +153,8 @@ def test_an_editable_install_finds_the_core_and_files_added_later(source, tmp_pa
         "import kpl_engine._core, kpl_engine.solver.added, kpl_engine.export.added as late\n"
         "print(kpl_engine._core.__file__); print(late.__file__)"
     )
-    libraries = os.pathsep.join(path for path in sys.path if path.endswith("site-packages"))
+    # The new site comes first: an editable install in the test environment has an import hook of the same name.
+    libraries = os.pathsep.join([str(site), *(path for path in sys.path if path.endswith("site-packages"))])
     said = run(sys.executable, "-S", "-c", code, env={"PYTHONPATH": libraries}, cwd=tmp_path)
     assert said.splitlines()[0].startswith(str(site))
     assert said.splitlines()[1] == str(checkout / "export" / "added.py")
