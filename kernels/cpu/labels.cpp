@@ -43,7 +43,8 @@ bool refine_labels(const LabelCall& call) {
     const size_t labels = storage.add(call.c, ld), work = storage.add(1, label_work(call.c, ld));
     storage.allocate();
     double* P = storage.at(labels);
-    const bool has_nan = call.S.is_float32 ? load_similarities<float>(call, P, ld) : load_similarities<double>(call, P, ld);
+    const auto load = call.S.is_float32 ? load_similarities<float> : load_similarities<double>;
+    const bool has_nan = load(call, P, ld);
     if (has_nan && call.method != LabelMethod::softmax) return false;
     table.refine({call.n, call.c, ld, call.method, call.tau_t, call.gamma, call.iters, call.prior, P, P,
                   storage.at(work)});

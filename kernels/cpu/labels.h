@@ -27,7 +27,9 @@ constexpr double kPlanTolerance = 1e-10;  // column error of a converged plan as
 inline void set_targets(const LabelTask& task, const double* sums, double* targets) {
     double total = 0.0;
     for (size_t j = 0; j < task.c; ++j) {
-        targets[j] = task.prior ? task.prior[j] : task.gamma > 0 ? __builtin_pow(sums[j], task.gamma) : 1.0 / double(task.c);
+        targets[j] = task.prior       ? task.prior[j]
+                     : task.gamma > 0 ? __builtin_pow(sums[j], task.gamma)
+                                      : 1.0 / double(task.c);
         total += targets[j];
     }
     if (!task.prior && task.gamma > 0)
@@ -43,7 +45,8 @@ inline void scale_column(const LabelTask& task, size_t j, double sum, double wan
 
 // Columns to `wanted`, then rows to `mass`, for V vectors of images. Adds the new column sums, lane by lane.
 template <int V>
-void sweep_block(const LabelTask& task, size_t at, const double* sums, const double* wanted, double mass, double* lanes) {
+void sweep_block(const LabelTask& task, size_t at, const double* sums, const double* wanted, double mass,
+                 double* lanes) {
     Vec total[V] = {};
     for (size_t j = 0; j < task.c; ++j)
         for (int v = 0; v < V; ++v) {
@@ -150,9 +153,12 @@ inline void refine(const LabelTask& task) {
     if (task.method == LabelMethod::softmax) return;
     for (size_t j = 0; j < task.c; ++j) work.sums[j] = column_sum<false>(task, j);
     set_targets(task, work.sums, work.targets);
-    if (balanced && task.iters == kConverged) return converged_plan(task, work.sums, work.targets, work.wanted, work.lanes);
-    if (balanced) return sinkhorn(task, work.sums, work.targets, work.lanes);
-    for (size_t j = 0; j < task.c; ++j) scale_column(task, j, work.sums[j], work.targets[j]);
+    if (!balanced)
+        for (size_t j = 0; j < task.c; ++j) scale_column(task, j, work.sums[j], work.targets[j]);
+    else if (task.iters == kConverged)
+        converged_plan(task, work.sums, work.targets, work.wanted, work.lanes);
+    else
+        sinkhorn(task, work.sums, work.targets, work.lanes);
 }
 
 // Rows whose maximum is above alpha become one-hot at their first maximum; how many. P (c, ld).
