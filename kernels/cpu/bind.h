@@ -12,6 +12,7 @@ namespace kpl {
 
 void bind_labels(nanobind::module_& m);
 void bind_linear(nanobind::module_& m);
+void bind_limits(nanobind::module_& m);
 void bind_schedule(nanobind::module_& m);
 
 // float32 or float64 with any strides, never written to.

@@ -122,6 +122,8 @@ struct Kernels {
     void (*run_dual)(DualTask& task, const Member& member);
     void (*run_primal)(PrimalTask& task, const Member& member);
     double (*longest_row)(const Matrix& X, size_t n, size_t d);
+    // S (c, ld) = similarities X W of the features and proxies of the task, class by class, on one thread.
+    void (*similarities)(const PrimalTask& task, double* S, size_t ld);
     void (*refine)(const LabelTask& task);
     // P (c, ld): rows whose maximum is above alpha become one-hot at their first maximum. Returns how many.
     size_t (*harden)(double* P, size_t n, size_t c, size_t ld, double alpha);
@@ -130,6 +132,10 @@ struct Kernels {
     void (*score_rows)(const float* E, size_t count, size_t d, const double* mean, double* scores);
     void (*unit_mean)(const float* E, size_t d, const int64_t* best, size_t k, double* out);
     const LinearKernels* linear;
+    // Measured ceilings, see limits.h.
+    double (*multiply_add_rate)(double (*now)(), int64_t rounds);
+    double (*exp_rate)(double (*now)(), int64_t rounds, double* data, size_t size);
+    double (*read_rate)(double (*now)(), int64_t rounds, const double* data, size_t size);
 };
 
 // The set in use, the best one that this processor has unless `use_kernels` named another.

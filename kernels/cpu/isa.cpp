@@ -1,6 +1,7 @@
 // Compiled once for each instruction set, see CMakeLists.txt and simd.h.
 #include "core.h"
 #include "dual.h"
+#include "limits.h"
 #include "labels.h"
 #include "linear.h"
 #include "primal.h"
@@ -53,7 +54,8 @@ double longest_row(const Matrix& X, size_t n, size_t d) {
 #define KPL_NAME(name) KPL_TEXT(name)
 extern const Kernels table;
 const Kernels table = {KPL_NAME(KPL_ISA), kLanes, kPanel, kDepth, exp_array, run_dual, run_primal, longest_row,
-                       refine, harden, sum_rows, score_rows, unit_mean, &linear_kernels};
+                       similarities, refine, harden, sum_rows, score_rows, unit_mean, &linear_kernels,
+                       multiply_add_rate, exp_rate, read_rate};
 
 }  // namespace KPL_ISA
 }  // namespace kpl

@@ -239,6 +239,15 @@ inline void write_logits(const PrimalTask& task, const Member& member) {
     }
 }
 
+inline void similarities(const PrimalTask& task, double* S, size_t ld) {
+    for (size_t b = 0; b < block_count(task); ++b) {
+        const size_t first = b * task.block, rows = task.n - first < task.block ? task.n - first : task.block;
+        with_block(task, first, rows, task.work, [&](auto* X, ptrdiff_t stride) {
+            dot_columns(X, stride, rows, task.W, task.ldw, task.c, task.ldw, S + first, ld);
+        });
+    }
+}
+
 inline void run_primal(PrimalTask& task, const Member& member) {
     const ScheduleOptions& options = task.options;
     const Segment own = segment(task, member);

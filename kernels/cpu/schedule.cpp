@@ -1,8 +1,10 @@
 #include "schedule.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 
+#include "refine.h"
 #include "storage.h"
 #include "threads.h"
 
@@ -13,6 +15,7 @@ namespace {
 // Logits past 600 in size could overflow e^x (at 709); below, no row maximum need be subtracted. Both forms take
 // exponents as differences of two logits, hence the factor 2.
 constexpr double kSafeExponent = 600.0;
+constexpr size_t kBlockRows = 64;  // 64 rows of 768 float32 are 192 KiB: they fit the L2 cache with their residuals
 
 double entry(const Matrix& matrix, size_t row, size_t column) {
     const ptrdiff_t at = ptrdiff_t(row) * matrix.row_stride + ptrdiff_t(column) * matrix.column_stride;
@@ -40,9 +43,41 @@ bool needs_shift(const Problem& problem, double longest, double widest) {
     return 2 * longest * std::max(1.0, widest) / problem.options.tau_i > kSafeExponent;
 }
 
-void load_labels(const Problem& problem, double* P, size_t ld) {
+// P (c, ld) from X and W = T (c, ldw): similarities, labels, hardening.
+size_t make_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld) {
+    const Kernels& table = kernels();
+    PrimalTask task = {};
+    task.n = problem.n;
+    task.d = problem.d;
+    task.c = problem.c;
+    task.ldw = ldw;
+    task.block = kBlockRows;
+    task.X = problem.X;
+    task.W = W;
+    Storage storage;
+    const size_t copy = storage.add(kBlockRows, ldw), work = storage.add(1, label_work(problem.c, ld));
+    storage.allocate();
+    task.work = storage.at(copy);
+    table.similarities(task, P, ld);
+    const LabelChoice& choice = problem.labels;
+    table.refine({problem.n, problem.c, ld, choice.method, choice.tau_t, choice.gamma, choice.iters, choice.prior, P, P,
+                  storage.at(work)});
+    return table.harden(P, problem.n, problem.c, ld, choice.alpha);
+}
+
+void load_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld, Outcome& outcome) {
+    const auto start = std::chrono::steady_clock::now();
+    outcome.hardened = 0;
+    if (problem.P) {
+        for (size_t j = 0; j < problem.c; ++j)
+            for (size_t i = 0; i < problem.n; ++i) P[j * ld + i] = problem.P[i * problem.c + j];
+    } else {
+        outcome.hardened = make_labels(problem, W, ldw, P, ld);
+    }
+    outcome.mass = 0.0;
     for (size_t j = 0; j < problem.c; ++j)
-        for (size_t i = 0; i < problem.n; ++i) P[j * ld + i] = problem.P[i * problem.c + j];
+        for (size_t i = 0; i < problem.n; ++i) outcome.mass += P[j * ld + i];
+    outcome.label_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 // (c, ld) class by class to (count, c) row by row.
@@ -94,7 +129,7 @@ void solve_dual(const Problem& problem, Outcome& outcome) {
     task.changed = reinterpret_cast<int64_t*>(storage.at(changed));
     task.longest = table.longest_row(problem.X, n, problem.d);
     task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
-    load_labels(problem, task.P, task.ld);
+    load_labels(problem, task.W, task.ldw, task.P, task.ld, outcome);
     run_together(problem.threads, [&](const Member& member) { table.run_dual(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
     store_rows(task.Z, task.ld, n, c, outcome.Z);
@@ -109,7 +144,7 @@ void solve_primal(const Problem& problem, Outcome& outcome) {
     task.d = problem.d;
     task.c = c;
     task.ldw = round_up(problem.d, table.lanes);
-    task.block = 64;  // 64 rows of 768 float32 are 192 KiB: they fit the L2 cache with the block's residuals
+    task.block = kBlockRows;
     task.ldp = round_up(n, task.block);
     task.X = problem.X;
     task.options = problem.options;
@@ -132,7 +167,7 @@ void solve_primal(const Problem& problem, Outcome& outcome) {
     task.Z = outcome.Z;
     task.longest = table.longest_row(problem.X, n, problem.d);
     task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
-    load_labels(problem, P, task.ldp);
+    load_labels(problem, task.W, task.ldw, P, task.ldp, outcome);
     run_together(problem.threads, [&](const Member& member) { table.run_primal(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
     outcome.result = task.result;

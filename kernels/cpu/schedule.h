@@ -5,11 +5,22 @@
 
 namespace kpl {
 
-// One problem as callers hold it. P is (n, c) row by row, already hardened; T any strides.
+// How pseudo labels are made from S = X T, see LabelTask; then rows above alpha are hardened.
+struct LabelChoice {
+    LabelMethod method;
+    double tau_t, gamma;
+    int64_t iters;
+    const double* prior;
+    double alpha;
+};
+
+// One problem as callers hold it; T any strides. P is (n, c) row by row, already hardened, or null: the labels are
+// then made as `labels` says.
 struct Problem {
     size_t n, d, c;
     Matrix X, T;
     const double* P;
+    LabelChoice labels;
     ScheduleOptions options;
     int threads;
 };
@@ -19,6 +30,9 @@ struct Outcome {
     double* W;
     double* Z;
     ScheduleResult result;
+    double mass;           // Σ P after hardening
+    size_t hardened;       // rows, where the labels were made here
+    double label_seconds;  // spent on labels
 };
 
 // Both throw std::bad_alloc when the storage cannot be had, before anything is computed, and std::system_error when

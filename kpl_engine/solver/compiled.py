@@ -9,18 +9,41 @@ from types import ModuleType
 import numpy as np
 
 from kpl_engine.arrays import Float64, Floats
+from kpl_engine.config import LabelMethod, OtIters
 from kpl_engine.solver.schedule import FLAT, MAX_DRIFT, Form, ScheduleRun
 
-__all__ = ["ScheduleTask", "run_compiled", "run_many_compiled"]
+__all__ = ["LabelChoice", "ScheduleTask", "run_compiled", "run_many_compiled"]
+
+_METHODS: tuple[LabelMethod, ...] = ("softmax", "sinkhorn", "stable_greenkhorn", "stream")  # as in kernels/cpu/core.h
+_Record = tuple[int, int, float, float, bool, bool, float, int, float]
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """How labels are made from ``X T``: the options of `refine_labels`, then hardening above ``alpha``."""
+
+    method: LabelMethod
+    tau_t: float
+    gamma: float
+    iters: OtIters
+    prior: Float64 | None  # (c,) shares that sum to 1
+    alpha: float
+
+    def as_tuple(self) -> tuple[int, float, float, int, Float64 | None, float]:
+        iters = -1 if self.iters == "converged" else int(self.iters)
+        return _METHODS.index(self.method), self.tau_t, self.gamma, iters, self.prior, self.alpha
 
 
 @dataclass(frozen=True)
 class ScheduleTask:
-    """What a run of the schedule starts from: ``X`` (n, d), ``T`` (d, c), hardened ``P`` (n, c) float64."""
+    """What a run of the schedule starts from: ``X`` (n, d), ``T`` (d, c), and ``labels``.
+
+    These are hardened labels (n, c) float64, or how to make them from ``X T``.
+    """
 
     X: Floats
     T: Floats
-    P: Float64
+    labels: Float64 | LabelChoice
     lr: float
     iters: int
     tau_i: float
@@ -28,36 +51,44 @@ class ScheduleTask:
 
     @property
     def sizes(self) -> tuple[int, int, int]:
-        return len(self.X), self.X.shape[1], self.P.shape[1]
+        return len(self.X), self.X.shape[1], self.T.shape[1]
 
 
 def run_compiled(
     core: ModuleType, task: ScheduleTask, form: Form, threads: int, *, early_exit: bool = True
 ) -> ScheduleRun:
-    """One run on ``threads`` threads that share the work of every step.
+    """One run from given labels on ``threads`` threads that share the work of every step.
 
     ``early_exit=False`` takes every step even where no bit changes any more; the result is the same.
     """
     W, Z = _outputs(task)
     run = core.run_dual if form == "dual" else core.run_primal
-    P = np.ascontiguousarray(task.P)
-    record = run(
-        task.X, task.T, P, W, Z, task.lr, task.tau_i, task.iters, MAX_DRIFT, early_exit, task.movement, threads
-    )
+    P = np.ascontiguousarray(task.labels, dtype=np.float64)
+    lr, tau_i, iters, max_drift, movement = _numbers(task)
+    record = run(task.X, task.T, P, W, Z, lr, tau_i, iters, max_drift, early_exit, movement, threads)
     return _as_run(W, Z, record, form)
 
 
 def run_many_compiled(
-    core: ModuleType, tasks: Sequence[ScheduleTask], forms: Sequence[Form], threads: int
+    core: ModuleType, tasks: Sequence[ScheduleTask], forms: Sequence[Form], threads: int, threads_each: int
 ) -> list[ScheduleRun]:
-    """Independent runs, each on one thread, dealt out to ``threads`` threads as they come free."""
+    """Independent runs, labels included, dealt out to ``threads`` threads as they come free.
+
+    Each run is shared by ``threads_each`` threads.
+    """
     outputs = [_outputs(task) for task in tasks]
     problems = [
-        (task.X, task.T, np.ascontiguousarray(task.P), W, Z, *_numbers(task), form == "dual")
+        (task.X, task.T, _labels(task), W, Z, *_numbers(task), form == "dual", threads_each)
         for task, form, (W, Z) in zip(tasks, forms, outputs, strict=True)
     ]
-    records = core.run_many(problems, threads)
+    records = core.solve_many(problems, threads)
     return [_as_run(W, Z, record, form) for (W, Z), record, form in zip(outputs, records, forms, strict=True)]
+
+
+def _labels(task: ScheduleTask) -> Float64 | tuple[int, float, float, int, Float64 | None, float]:
+    if isinstance(task.labels, LabelChoice):
+        return task.labels.as_tuple()
+    return np.ascontiguousarray(task.labels, dtype=np.float64)
 
 
 def _numbers(task: ScheduleTask) -> tuple[float, float, int, float, float]:
@@ -69,6 +100,7 @@ def _outputs(task: ScheduleTask) -> tuple[Float64, Float64]:
     return np.empty((d, c)), np.empty((n, c))  # float64
 
 
-def _as_run(W: Float64, Z: Float64, record: tuple[int, int, float, float, bool, bool], form: Form) -> ScheduleRun:
-    iterations, halvings, norm, last_change, settled, frozen = record
-    return ScheduleRun(W, Z, iterations, halvings, norm, settled or last_change <= FLAT, form, frozen)
+def _as_run(W: Float64, Z: Float64, record: _Record, form: Form) -> ScheduleRun:
+    iterations, halvings, norm, last_change, settled, frozen, mass, hardened, label_seconds = record
+    converged = settled or last_change <= FLAT
+    return ScheduleRun(W, Z, iterations, halvings, norm, converged, form, frozen, mass, hardened, label_seconds)

@@ -15,15 +15,25 @@ from kpl_engine.solver.checks import check_between, check_count, check_magnitude
 from kpl_engine.solver.closed_form import regime_fault, schedule_fault, solve_closed_form
 from kpl_engine.solver.compiled import ScheduleTask
 from kpl_engine.solver.finishing import discriminants_of, rounding_decides, solution_of
+from kpl_engine.solver.hardening import harden
 from kpl_engine.solver.moments import moments_of
 from kpl_engine.solver.runs import run_schedule
 from kpl_engine.solver.schedule import Form, ScheduleRun
 from kpl_engine.solver.softmax import softmax
 from kpl_engine.solver.text_proxy import check_features
 
-__all__ = ["discriminants_of", "harden", "learn_proxies", "rounding_decides"]
+__all__ = [
+    "FORMS",
+    "check_options",
+    "discriminants_of",
+    "harden",
+    "learn_proxies",
+    "rounding_decides",
+    "solution_of_run",
+]
 
 _LARGEST_LABEL = 1e12  # squares of gradients stay in float64
+FORMS: dict[SolverName, Form] = {"schedule_dual": "dual", "schedule_primal": "primal"}
 _INVISIBLE = 1e-9  # movement of the discriminants far below their float32 rounding, 6e-8
 _FAR_FROM_FIXED = 1e-3  # distance of a unit column from the fixed point that is worth a word
 
@@ -90,7 +100,7 @@ def learn_proxies(
     float64. All arithmetic is float64; the results are rounded to float32 once.
     Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231.
     """
-    _check_options(lr, iters, tau_i, alpha, solver)
+    check_options(lr, iters, tau_i, alpha, solver)
     if device not in ("cpu", "auto"):
         raise BackendUnavailableError(
             f"device: expected 'cpu' or 'auto', got {device!r}; proxies are learned on the CPU in this version"
@@ -98,7 +108,8 @@ def learn_proxies(
     X, T, P = _check_arrays(features, text_proxies, labels)
     P, num_hardened = harden(P, alpha)
     if solver not in ("auto", "closed_form"):
-        return _from_schedule(_run(X, T, P, lr, iters, tau_i, solver, num_threads), X, P, iters, num_threads)
+        run = run_schedule(ScheduleTask(X, T, P, lr, iters, tau_i), FORMS.get(solver), num_threads)
+        return solution_of_run(run, X, iters, num_threads)
     if num_hardened:
         fault = f"{num_hardened} of {len(P)} label rows exceed alpha and were hardened"
     else:
@@ -110,21 +121,11 @@ def learn_proxies(
     notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
     task = ScheduleTask(X, T, P, lr, iters, tau_i, _INVISIBLE * min(1.0, float(P.sum()) / len(X)))
     run = run_schedule(task, None, num_threads)
-    return _from_schedule(run, X, P, iters, num_threads, notice, *_frozen_notices(run, X, P, tau_i))
+    return solution_of_run(run, X, iters, num_threads, notice, *_frozen_notices(run, X, P, tau_i))
 
 
-def harden(labels: Float64, alpha: float) -> tuple[Float64, int]:
-    """``labels`` with rows above ``alpha`` one-hot (first maximum), and their number; a copy if there are any."""
-    rows = np.flatnonzero(labels.max(axis=1) > alpha)
-    if not rows.size:
-        return labels, 0
-    hardened = labels.copy()  # (n, c) float64
-    hardened[rows] = 0.0
-    hardened[rows, labels[rows].argmax(axis=1)] = 1.0
-    return hardened, len(rows)
-
-
-def _check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
+def check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
+    """`ConfigError` naming the option of `learn_proxies` that is out of range."""
     check_magnitude("lr", lr)
     check_magnitude("tau_i", tau_i)
     check_between("alpha", alpha, -np.inf, np.inf)
@@ -149,13 +150,6 @@ def _check_arrays(
     return X, T, P
 
 
-def _run(
-    X: Floats, T: Floats, P: Float64, lr: float, iters: int, tau_i: float, solver: SolverName, num_threads: int | None
-) -> ScheduleRun:
-    forms: dict[SolverName, Form] = {"schedule_dual": "dual", "schedule_primal": "primal"}
-    return run_schedule(ScheduleTask(X, T, P, lr, iters, tau_i), forms.get(solver), num_threads)
-
-
 def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> list[Notice]:
     """Tells a schedule whose steps shrank to nothing on the way from one that arrived."""
     if not run.frozen:
@@ -172,9 +166,8 @@ def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> li
     return [Notice("schedule_froze", text)]
 
 
-def _from_schedule(
-    run: ScheduleRun, X: Floats, P: Float64, iters: int, num_threads: int | None, *notes: Notice
-) -> Solution:
+def solution_of_run(run: ScheduleRun, X: Floats, iters: int, num_threads: int | None, *notes: Notice) -> Solution:
+    """The `Solution` of a run of the schedule that was asked for ``iters`` steps."""
     notices = list(notes)
     if not run.converged and iters > 0:
         notices.append(
@@ -186,7 +179,7 @@ def _from_schedule(
     return solution_of(
         run.W,
         X,
-        float(P.sum()),
+        run.mass,
         num_threads,
         iterations=run.iterations,
         converged=run.converged,

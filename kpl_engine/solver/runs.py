@@ -2,38 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from kpl_engine.arrays import Float64
 from kpl_engine.solver import cost, cpu, schedule
-from kpl_engine.solver.compiled import ScheduleTask, run_compiled, run_many_compiled
+from kpl_engine.solver.compiled import LabelChoice, ScheduleTask, run_many_compiled
+from kpl_engine.solver.hardening import harden
+from kpl_engine.solver.labels import refine_labels
 from kpl_engine.solver.schedule import Form, ScheduleRun
 
 __all__ = ["run_schedule", "run_schedules"]
 
 
 def run_schedule(task: ScheduleTask, form: Form | None, num_threads: int | None) -> ScheduleRun:
-    """Run the schedule in ``form``, or in the one that `cost.choose_form` picks."""
+    """Run the schedule in ``form``, or in the one that `cost.choose_form` picks, and its labels before it if asked."""
     core, available = cpu.core(), cpu.resolve_threads(num_threads)
     if core is None:
         return _run_numpy(task, form)
     chosen = form or cost.choose_form("core", *task.sizes, task.iters)
     threads = available if num_threads is not None else cost.choose_threads(chosen, *task.sizes, available)
-    return run_compiled(core, task, chosen, threads)
+    return run_many_compiled(core, [task], [chosen], 1, threads)[0]
 
 
-def run_schedules(tasks: Sequence[ScheduleTask], form: Form | None, num_threads: int | None) -> list[ScheduleRun]:
+def run_schedules(
+    tasks: Sequence[ScheduleTask], forms: Sequence[Form | None], num_threads: int | None
+) -> list[ScheduleRun]:
     """Independent runs in the order given; with the core they share the threads, one run on one thread."""
     core, available = cpu.core(), cpu.resolve_threads(num_threads)
     if core is None:
-        return [_run_numpy(task, form) for task in tasks]
-    forms = [form or cost.choose_form("core", *task.sizes, task.iters) for task in tasks]
-    return run_many_compiled(core, tasks, forms, available)
+        return [_run_numpy(task, form) for task, form in zip(tasks, forms, strict=True)]
+    chosen = [
+        form or cost.choose_form("core", *task.sizes, task.iters) for task, form in zip(tasks, forms, strict=True)
+    ]
+    return run_many_compiled(core, tasks, chosen, available, 1)
 
 
 def _run_numpy(task: ScheduleTask, form: Form | None) -> ScheduleRun:
     chosen = form or cost.choose_form("numpy", *task.sizes, task.iters)
     run = schedule.run_dual if chosen == "dual" else schedule.run_primal
+    start = time.perf_counter()
+    P, num_hardened = _make_labels(task, task.labels) if isinstance(task.labels, LabelChoice) else (task.labels, 0)
+    seconds = time.perf_counter() - start
     with np.errstate(all="ignore"):  # what overflows is refused when the solution is made
-        return run(task.X, task.T, task.P, task.lr, task.iters, task.tau_i, task.movement)
+        found = run(task.X, task.T, P, task.lr, task.iters, task.tau_i, task.movement)
+    return dataclasses.replace(found, num_hardened=num_hardened, label_seconds=seconds)
+
+
+def _make_labels(task: ScheduleTask, choice: LabelChoice) -> tuple[Float64, int]:
+    similarities = np.asarray(task.X, dtype=np.float64) @ task.T  # (n, c) float64
+    P = refine_labels(similarities, choice.method, choice.tau_t, choice.gamma, choice.iters, choice.prior)
+    return harden(P, choice.alpha)

@@ -39,6 +39,9 @@ class ScheduleRun:
     converged: bool
     form: Form
     frozen: bool = False  # stopped because the steps left were proven not to move W by more than `movement`
+    mass: float = 0.0  # Σ P, hardened
+    num_hardened: int = 0  # rows of labels, where they were made in the same call
+    label_seconds: float = 0.0
 
 
 class _StepSize:
@@ -164,7 +167,7 @@ def run_primal(
         W = new_W
         done += 1
     Z = np.concatenate([np.asarray(X[rows], dtype=np.float64) @ W for rows in blocks])
-    return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal", frozen)
+    return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal", frozen, float(P.sum()))
 
 
 def row_blocks(n: int, d: int) -> list[slice]:
