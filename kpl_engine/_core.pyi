@@ -47,7 +47,6 @@ def fixed_point(
     P: _Rows,
     mean: _Rows,
     XtP: _Rows,
-    L: _Matrix,
     W: _Rows,
     tau_i: float,
     tolerance: float,
@@ -66,4 +65,4 @@ def finish(
     undecided: npt.NDArray[np.bool_],
     threads: int,
 ) -> bool: ...
-def solve_factored(L: _Matrix, F: _Rows) -> None: ...
+def solve_factored(L: _Rows, F: _Rows) -> None: ...

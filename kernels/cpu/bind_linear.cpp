@@ -9,7 +9,6 @@ namespace {
 
 template <typename Number, int axes>
 using Out = nb::ndarray<Number, nb::ndim<axes>, nb::c_contig, nb::device::cpu>;
-using AnyRows = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 Images images_of(const AnyMatrix& X, int threads) {
     const Images images = {X.shape(0), X.shape(1), matrix_of(X, "X"), threads};
@@ -17,13 +16,6 @@ Images images_of(const AnyMatrix& X, int threads) {
     expect_shape(images.X.column_stride == 1 || images.d == 1, "X: expected rows that lie in one piece");
     expect_shape(threads > 0, "threads: expected at least 1");
     return images;
-}
-
-Factor factor_of(const AnyRows& L) {
-    const bool is_float32 = L.dtype() == nb::dtype<float>();
-    if (!is_float32 && L.dtype() != nb::dtype<double>()) throw nb::type_error("L: expected float32 or float64");
-    expect_shape(L.shape(0) == L.shape(1) && L.shape(0) > 0, "L: expected a square matrix");
-    return {L.data(), L.shape(0), is_float32};
 }
 
 double bound_moments(const AnyMatrix& X, const Rows& P, const Out<double, 1>& mean, const WritableRows& XtP,
@@ -37,15 +29,15 @@ double bound_moments(const AnyMatrix& X, const Rows& P, const Out<double, 1>& me
     return moments(images, P.data(), c, mean.data(), XtP.data());
 }
 
-nb::tuple bound_fixed_point(const AnyMatrix& X, const Rows& P, const Vector& mean, const Rows& XtP, const AnyRows& L,
+nb::tuple bound_fixed_point(const AnyMatrix& X, const Rows& P, const Vector& mean, const Rows& XtP,
                             const WritableRows& W, double tau_i, double tolerance, int max_corrections, int threads) {
-    FixedPointTask task = {images_of(X, threads), P.shape(1), P.data(),  mean.data(),     XtP.data(),
-                           factor_of(L),          tau_i,      tolerance, max_corrections, W.data()};
+    const FixedPointTask task = {images_of(X, threads), P.shape(1), P.data(),        mean.data(), XtP.data(),
+                                 tau_i,                 tolerance,  max_corrections, W.data()};
     const size_t n = task.images.n, d = task.images.d, c = task.c;
     expect_shape(P.shape(0) == n && c > 0, "P: expected (n, c)");
     expect_shape(mean.shape(0) == d, "mean: expected (d,)");
     expect_shape(XtP.shape(0) == c && XtP.shape(1) == d, "XtP: expected (c, d)");
-    expect_shape(task.factor.size == d || task.factor.size == n, "L: expected (d, d) or (n, n)");
+    if (!task.images.X.is_float32) throw nb::type_error("X: expected float32");
     expect_shape(W.shape(0) == d && W.shape(1) == c, "W: expected (d, c)");
     FixedPointResult result;
     {
@@ -72,11 +64,12 @@ bool bound_finish(const AnyMatrix& X, const Rows& W, double scale, const Out<flo
     return finish(images, c, out);
 }
 
-void bound_solve_factored(const AnyRows& L, const WritableRows& F) {
-    const Factor factor = factor_of(L);
-    expect_shape(F.shape(0) == factor.size && F.shape(1) > 0, "F: expected (m, c) with the m of L");
+void bound_solve_factored(const Rows& L, const WritableRows& F) {
+    const size_t m = L.shape(0);
+    expect_shape(m > 0 && L.shape(1) == m, "L: expected a square matrix");
+    expect_shape(F.shape(0) == m && F.shape(1) > 0, "F: expected (m, c) with the m of L");
     const nb::gil_scoped_release release;
-    solve_factored(factor, F.data(), F.shape(1));
+    solve_factored(L.data(), m, F.data(), F.shape(1));
 }
 
 }  // namespace
@@ -85,11 +78,11 @@ void bind_linear(nb::module_& m) {
     m.def("moments", bound_moments, nb::arg("X"), nb::arg("P"), nb::arg("mean").noconvert(),
           nb::arg("XtP").noconvert(), nb::arg("threads"),
           "Fills mean (d,) and XtP (c, d), returns the mean of the squared lengths.");
-    m.def("fixed_point", bound_fixed_point, nb::arg("X"), nb::arg("P"), nb::arg("mean"), nb::arg("XtP"), nb::arg("L"),
+    m.def("fixed_point", bound_fixed_point, nb::arg("X"), nb::arg("P"), nb::arg("mean"), nb::arg("XtP"),
           nb::arg("W").noconvert(), nb::arg("tau_i"), nb::arg("tolerance"), nb::arg("max_corrections"),
           nb::arg("threads"),
-          "Fixed point of the schedule into W (d, c), with the lower Cholesky factor L, (d, d) or (n, n).\n\n"
-          "Returns (0 reached, 1 a gradient vanished, 2 stalled, 3 unfinished; corrections; residual).");
+          "Fixed point of the schedule into W (d, c), from float32 features and what `moments` gave.\n\n"
+          "Returns (0 reached, 1 a gradient vanished, 2 stalled, 3 unfinished, 4 not positive; corrections; residual).");
     m.def("finish", bound_finish, nb::arg("X"), nb::arg("W"), nb::arg("scale"), nb::arg("proxies").noconvert(),
           nb::arg("discriminants").noconvert(), nb::arg("logits").noconvert(), nb::arg("scores").noconvert(),
           nb::arg("labels").noconvert(), nb::arg("undecided").noconvert(), nb::arg("threads"),

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "core.h"
-#include "linear_kernels.h"
 
 namespace kpl {
 
@@ -19,7 +18,7 @@ struct Images {
 // Sums over images: mean (d), XtP (c, d) class by class; returns the mean of ‖x‖². P (n, c) row by row.
 double moments(const Images& images, const double* P, size_t c, double* mean, double* XtP);
 
-enum class Ending : int { kReached, kVanished, kStalled, kUnfinished };
+enum class Ending : int { kReached, kVanished, kStalled, kUnfinished, kNotPositive };
 
 struct FixedPointResult {
     Ending ending;
@@ -28,19 +27,17 @@ struct FixedPointResult {
 };
 
 struct FixedPointTask {
-    Images images;
+    Images images;  // float32
     size_t c;
     const double* P;           // (n, c) row by row
     const double *mean, *XtP;  // as `moments` leaves them
-    Factor factor;             // of S + tau_i mu I (d, d), or of Pi XᵀX Pi's other side + n tau_i mu I (n, n)
     double tau_i;
     double tolerance;
     int max_corrections;
     double* W;  // (d, c) row by row on return
 };
 
-// First order and corrections as in kpl_engine/solver/closed_form.py, which is the derivation and the twin.
-// A factor of size d is taken for the (d, d) one, else for the (n, n) one.
+// Matrix, factor, first order and corrections as in kpl_engine/solver/closed_form.py, the derivation and the twin.
 FixedPointResult fixed_point(const FixedPointTask& task);
 
 // What a solution says about its images, from W (d, c) row by row; see _solution in kpl_engine/solver/proxies.py.
@@ -56,7 +53,7 @@ struct Finish {
 // False when a number left the range of float32.
 bool finish(const Images& images, size_t c, const Finish& out);
 
-// F (m, c) row by row <- A^-1 F.
-void solve_factored(const Factor& factor, double* F, size_t c);
+// F (m, c) row by row <- (L Lᵀ)^-1 F, with L (m, m) lower triangular.
+void solve_factored(const double* L, size_t m, double* F, size_t c);
 
 }  // namespace kpl

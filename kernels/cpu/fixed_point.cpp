@@ -1,33 +1,40 @@
 // First order and corrections of the closed form; the derivation is in kpl_engine/solver/closed_form.py.
 #include <limits>
 
+#include "factorisation.h"
 #include "passes.h"
 
 namespace kpl {
 
 namespace {
 
+constexpr double kTypicalPasses = 8;  // products with X of a call: two a correction, and two for its matrix
+
 class FixedPoint {
 public:
     explicit FixedPoint(const FixedPointTask& task)
         : task_(task),
-          passes_(task.images, task.c, 2),
+          factorisation_(task.images),
+          passes_(task.images, task.c, factorisation_.work() + kTypicalPasses * pass_work(task.images, task.c)),
           c_(task.c),
           ld_(passes_.width()),
           ldf_(round_up(task.images.n, kBlock)),
-          wide_(task.factor.size != task.images.d) {
+          wide_(factorisation_.wide()) {
         const size_t members = size_t(passes_.members());
         const size_t proxies = storage_.add(c_, ld_), split = storage_.add(c_ + 1, ld_), gap = storage_.add(c_, ld_),
-                     solved = storage_.add(c_, ld_), direction = storage_.add(1, ld_),
+                     solved = storage_.add(c_, ld_), direction = storage_.add(2, ld_),
                      partial = storage_.add(passes_.chunks() * c_, ld_), work = storage_.add(members * c_, kBlock),
                      copy = storage_.add(members, passes_.copy_size()),
                      images = storage_.add(wide_ ? c_ : 0, ldf_), panel = storage_.add(c_, passes_.panel());
+        factorisation_.reserve(storage_);
         storage_.allocate();
+        factorisation_.attach(storage_);
         W_ = storage_.at(proxies);
         V_ = storage_.at(split);
         gap_ = storage_.at(gap);
         solved_ = storage_.at(solved);
         u_ = storage_.at(direction);
+        z_ = u_ + ld_;
         partial_ = storage_.at(partial);
         work_ = storage_.at(work);
         copy_ = storage_.at(copy);
@@ -49,6 +56,10 @@ private:
     double* copy_of(const Member& member) const { return copy_ + size_t(member.index) * passes_.copy_size(); }
 
     void work(const Member& member) {
+        if (!factor(member)) {
+            if (member.index == 0) end(Ending::kNotPositive, result_.residual);
+            return;
+        }
         first_order(member);
         for (;;) {
             gradient(member);
@@ -60,6 +71,27 @@ private:
             if (member.index == 0) correct();
             meet(member);
         }
+    }
+
+    // The factor of X Pi Xᵀ + n ridge I, or of XᵀX / n + ridge I and then z = (XᵀX / n + ridge I)^-1 u.
+    bool factor(const Member& member) {
+        const LinearKernels& table = passes_.table();
+        if (wide_)
+            passes_.each_block(member, copy_of(member), [&](size_t, size_t first, const RowBlock& block) {
+                table.project(block, ld_, u_, ld_, 1, f_ + first, ldf_);
+            });
+        factorisation_.gram(member);
+        factorisation_.condition(member, f_, task_.tau_i * mu_);
+        meet(member);
+        if (!factorisation_.factor(member)) return false;
+        if (!wide_ && member.index == 0) {
+            std::copy(u_, u_ + ld_, z_);
+            table.solve(factorisation_.result(), z_, ld_, 1, panel_);
+            const double along = dot(u_, z_, ld_);
+            for (size_t k = 0; k < ld_; ++k) z_[k] /= along;
+        }
+        meet(member);
+        return true;
     }
 
     // W = unit(-u + dbar + e), see closed_form.py; V is W less its mean over classes.
@@ -149,11 +181,21 @@ private:
     void solve(const Member& member) {
         if (wide_)
             solve_wide(member);
-        else if (member.index == 0) {
-            std::copy(gap_, gap_ + c_ * ld_, solved_);
-            passes_.table().solve(task_.factor, solved_, ld_, c_, panel_);
-        }
+        else if (member.index == 0)
+            solve_tall();
         meet(member);
+    }
+
+    // Along u the matrix is the ridge. Across it, y = (XᵀX / n + ridge I)^-1 (F - λ u) with the λ that makes uᵀy = 0.
+    void solve_tall() {
+        std::copy(gap_, gap_ + c_ * ld_, solved_);
+        passes_.table().solve(factorisation_.result(), solved_, ld_, c_, panel_);
+        const double ridge = task_.tau_i * mu_;
+        for (size_t j = 0; j < c_; ++j) {
+            double* solved = solved_ + j * ld_;
+            const double across = dot(u_, solved, ld_), along = dot(u_, gap_ + j * ld_, ld_) / ridge;
+            for (size_t k = 0; k < ld_; ++k) solved[k] += along * u_[k] - across * z_[k];
+        }
     }
 
     // By Woodbury, with B = X Pi: (F - Bᵀ (n ridge I + B Bᵀ)^-1 B F) / ridge.
@@ -166,7 +208,7 @@ private:
             table.project(block, ld_, solved_, ld_, c_, f_ + first, ldf_);
         });
         meet(member);
-        if (member.index == 0) table.solve(task_.factor, f_, ldf_, c_, panel_);
+        if (member.index == 0) table.solve(factorisation_.result(), f_, ldf_, c_, panel_);
         meet(member);
         passes_.each_block(member, copy_of(member), [&](size_t chunk, size_t first, const RowBlock& block) {
             table.accumulate(block, ld_, f_ + first, ldf_, c_, partial_ + chunk * c_ * ld_, ld_);
@@ -188,11 +230,12 @@ private:
     }
 
     const FixedPointTask& task_;
+    Factorisation factorisation_;
     const Passes passes_;
     const size_t c_, ld_, ldf_;
     const bool wide_;
     Storage storage_;
-    double *W_, *V_, *gap_, *solved_, *u_, *partial_, *work_, *copy_, *f_, *panel_;
+    double *W_, *V_, *gap_, *solved_, *u_, *z_, *partial_, *work_, *copy_, *f_, *panel_;
     double mu_ = 0.0, difference_ = 0.0;
     bool going_ = true;
     FixedPointResult result_ = {Ending::kUnfinished, 0, std::numeric_limits<double>::infinity()};

@@ -26,7 +26,7 @@ Pair best_two(const double* z, size_t ld, size_t c) {
 class Finisher {
 public:
     Finisher(const Images& images, size_t c, const Finish& out)
-        : images_(images), out_(out), passes_(images, c + 1, 1), c_(c), ld_(passes_.width()) {
+        : images_(images), out_(out), passes_(images, c + 1, pass_work(images, c + 2)), c_(c), ld_(passes_.width()) {
         const size_t members = size_t(passes_.members());
         const size_t split_at = storage_.add(c + 1, ld_), lengths = storage_.add(1, c),
                      work = storage_.add(members * (c + 2), kBlock), copy = storage_.add(members, passes_.copy_size()),
@@ -108,7 +108,7 @@ private:
 }  // namespace
 
 double moments(const Images& images, const double* P, size_t c, double* mean, double* XtP) {
-    const Passes passes(images, c + 1, 1);
+    const Passes passes(images, c + 1, pass_work(images, c + 2));
     const size_t ld = passes.width(), columns = c + 1, members = size_t(passes.members());
     Storage storage;
     const size_t sums = storage.add(passes.chunks() * columns, ld), total = storage.add(columns, ld),
@@ -140,15 +140,17 @@ double moments(const Images& images, const double* P, size_t c, double* mean, do
 
 bool finish(const Images& images, size_t c, const Finish& out) { return Finisher(images, c, out).run(); }
 
-void solve_factored(const Factor& factor, double* F, size_t c) {
+void solve_factored(const double* L, size_t m, double* F, size_t c) {
     const Kernels& table = kernels();
-    const size_t m = factor.size, ld = round_up(m, kBlock);
+    const size_t ld = round_up(m, table.panel);
     Storage storage;
-    const size_t columns = storage.add(c, ld), panel = storage.add(c, table.panel);
+    const size_t upper = storage.add(m, ld), columns = storage.add(c, ld), panel = storage.add(c, table.panel);
     storage.allocate();
-    double* y = storage.at(columns);
+    double *U = storage.at(upper), *y = storage.at(columns);
+    for (size_t i = 0; i < m; ++i)
+        for (size_t k = 0; k <= i; ++k) U[k * ld + i] = L[i * m + k];
     load_columns(F, m, c, y, ld);
-    table.linear->solve(factor, y, ld, c, storage.at(panel));
+    table.linear->solve({U, m, ld, false}, y, ld, c, storage.at(panel));
     for (size_t i = 0; i < m; ++i)
         for (size_t j = 0; j < c; ++j) F[i * c + j] = y[j * ld + i];
 }

@@ -1,12 +1,13 @@
 // Kernels of the closed form (docs/method.md 3c): passes over rows of X (n, d) and triangular solves, all in float64.
 //
 //   project, accumulate   2 n d c flops each, 4 or 8 bytes of X per entry, read once per group of columns
-//   solve                 2 m² c flops and two passes over the lower half of L, 4 or 8 m² bytes in all
+//   solve                 2 m² c flops and two passes over the upper half of U, 4 or 8 m² bytes in all
 //
 // Every column of a result is computed by the same sequence of operations wherever it stands among the others, so
 // that two classes with equal labels stay equal to the last bit. multiply() of product.h does not promise that.
 #pragma once
 
+#include "factor.h"
 #include "linear_kernels.h"
 #include "primal.h"
 #include "product.h"
@@ -69,47 +70,45 @@ void square_rows(const Number* X, ptrdiff_t stride, size_t rows, size_t width, d
     }
 }
 
-// The diagonal block of a solve, `rows` unknowns of one column in place; entries of L from (0, 0) of the block on.
+// The diagonal block of a solve, `rows` unknowns of one column in place; U from (0, 0) of the block on.
 template <typename Number>
-void solve_block(const Number* L, size_t ldl, size_t rows, double* y) {
+void solve_block_transposed(const Number* U, size_t ldu, size_t rows, double* y) {
     for (size_t k = 0; k < rows; ++k) {
-        y[k] /= double(L[k * ldl + k]);
-        for (size_t i = k + 1; i < rows; ++i) y[i] -= double(L[i * ldl + k]) * y[k];
+        y[k] /= double(U[k * ldu + k]);
+        for (size_t i = k + 1; i < rows; ++i) y[i] -= double(U[k * ldu + i]) * y[k];
     }
 }
 
 template <typename Number>
-void solve_block_transposed(const Number* L, size_t ldl, size_t rows, double* y) {
+void solve_block(const Number* U, size_t ldu, size_t rows, double* y) {
     for (size_t k = rows; k-- > 0;) {
-        y[k] /= double(L[k * ldl + k]);
-        for (size_t i = 0; i < k; ++i) y[i] -= double(L[k * ldl + i]) * y[k];
+        y[k] /= double(U[k * ldu + k]);
+        for (size_t i = 0; i < k; ++i) y[i] -= double(U[i * ldu + k]) * y[k];
     }
 }
 
-// y <- L^-1 y, then y <- L^-T y, a panel of unknowns at a time: dot products to the left of the panel on the way
-// down, sums of the rows below it on the way up, both along the rows of L.
+// y <- U^-T y, then y <- U^-1 y, a panel of unknowns at a time: sums of the rows above the panel on the way down, dot
+// products to its right on the way up, both along the rows of U. y is zero from m to the end of a vector.
 template <typename Number>
-void solve_columns(const Number* L, size_t m, double* y, size_t ldy, size_t columns, double* work) {
+void solve_columns(const Number* U, size_t ldu, size_t m, double* y, size_t ldy, size_t columns, double* work) {
     for (size_t first = 0; first < m; first += kPanel) {
+        for (size_t k = 0; k < columns * kPanel; ++k) work[k] = 0.0;
+        accumulate_panel<kPanelVectors>(U + first, ptrdiff_t(ldu), first, y, ldy, columns, work, kPanel);
         const size_t rows = m - first < kPanel ? m - first : kPanel;
-        dot_columns(L + first * m, ptrdiff_t(m), rows, y, ldy, columns, first, work, kPanel);
         for (size_t j = 0; j < columns; ++j) {
             double* part = y + j * ldy + first;
             for (size_t i = 0; i < rows; ++i) part[i] -= work[j * kPanel + i];
-            solve_block(L + first * m + first, m, rows, part);
+            solve_block_transposed(U + first * ldu + first, ldu, rows, part);
         }
     }
     for (size_t end = (m + kPanel - 1) / kPanel * kPanel; end > 0; end -= kPanel) {
         const size_t first = end - kPanel, last = end < m ? end : m;
-        for (size_t k = 0; k < columns * kPanel; ++k) work[k] = 0.0;
-        // Only the last panel can be narrower than kPanel, and nothing lies below it.
-        if (last < m)
-            accumulate_panel<kPanelVectors>(L + last * m + first, ptrdiff_t(m), m - last, y + last, ldy, columns, work,
-                                            kPanel);
+        const size_t width = (m - last + kLanes - 1) / kLanes * kLanes;
+        dot_columns(U + first * ldu + last, ptrdiff_t(ldu), last - first, y + last, ldy, columns, width, work, kPanel);
         for (size_t j = 0; j < columns; ++j) {
             double* part = y + j * ldy + first;
             for (size_t i = 0; i < last - first; ++i) part[i] -= work[j * kPanel + i];
-            solve_block_transposed(L + first * m + first, m, last - first, part);
+            solve_block(U + first * ldu + first, ldu, last - first, part);
         }
     }
 }
@@ -155,14 +154,14 @@ void soften(double* Z, size_t ldz, size_t classes, size_t count, double tau) {
     }
 }
 
-void solve(const Factor& L, double* y, size_t ldy, size_t columns, double* work) {
-    if (L.is_float32)
-        solve_columns(static_cast<const float*>(L.data), L.size, y, ldy, columns, work);
+void solve(const Factor& U, double* y, size_t ldy, size_t columns, double* work) {
+    if (U.is_float32)
+        solve_columns(static_cast<const float*>(U.data), U.ld, U.size, y, ldy, columns, work);
     else
-        solve_columns(static_cast<const double*>(L.data), L.size, y, ldy, columns, work);
+        solve_columns(static_cast<const double*>(U.data), U.ld, U.size, y, ldy, columns, work);
 }
 
-const LinearKernels linear_kernels = {project, accumulate, squares, soften, solve};
+const LinearKernels linear_kernels = {project, accumulate, squares, soften, solve, update, factor_diagonal, divide};
 
 }  // namespace
 }  // namespace KPL_ISA

@@ -13,10 +13,10 @@ struct RowBlock {
     bool is_float32;
 };
 
-// Lower triangular L with L Lᵀ = A, (size, size) row by row; the upper half is not read.
+// Upper triangular U with UᵀU = A, (size, ld), rows readable over whole panels; nothing below the diagonal is used.
 struct Factor {
     const void* data;
-    size_t size;
+    size_t size, ld;
     bool is_float32;
 };
 
@@ -32,7 +32,12 @@ struct LinearKernels {
     // Z[.][i] <- softmax(Z[.][i] / tau) for i < count, count rounded up to whole vectors
     void (*soften)(double* Z, size_t ldz, size_t classes, size_t count, double tau);
     // y_j <- A^-1 y_j; work (columns, panel)
-    void (*solve)(const Factor& L, double* y, size_t ldy, size_t columns, double* work);
+    void (*solve)(const Factor& U, double* y, size_t ldy, size_t columns, double* work);
+    // Float32, see factor.h; blocks are 2 * Kernels::panel columns, vectors 2 * Kernels::lanes.
+    void (*update)(const float* A, size_t lda, const float* B, size_t ldb, size_t depth, size_t rows, int vectors,
+                   bool diagonal, float sign, float* C, size_t ldc);
+    bool (*factor_diagonal)(float* C, size_t ldc, size_t rows, int vectors);
+    void (*divide)(const float* U, size_t ldu, size_t rows, int vectors, float* C, size_t ldc);
 };
 
 }  // namespace kpl

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "closed_form.h"
+#include "linear_kernels.h"
 #include "storage.h"
 #include "threads.h"
 
@@ -14,17 +15,22 @@ namespace kpl {
 constexpr size_t kBlock = 64;         // rows: 192 KiB of 768 float32 stay in the L2 cache between two products
 constexpr size_t kMaxChunks = 16;     // more would cost memory for their sums, fewer would leave threads idle
 constexpr size_t kMaxSums = 1 << 20;  // doubles that the sums of all chunks may take
-constexpr double kThreadWork = 4e6;   // multiply-adds of a call, about 0.1 ms, below which a second thread costs more
+constexpr double kThreadWork = 8e6;   // multiply-adds of a call, about 0.2 ms, below which a second thread costs more
+
+// Multiply-adds of one product with X.
+inline double pass_work(const Images& images, size_t columns) {
+    return double(images.n) * double(images.d) * double(columns);
+}
 
 // X as the kernels want it: chunks of blocks of rows, each row readable over whole vectors.
 class Passes {
 public:
-    Passes(const Images& images, size_t columns, size_t passes)
+    // `work`: multiply-adds of the whole call, by which threads are worth their start.
+    Passes(const Images& images, size_t columns, double work)
         : kernels_(kernels()), images_(images), width_(round_up(images.d, kernels_.lanes)) {
         const size_t most = std::max<size_t>(1, std::min(kMaxChunks, kMaxSums / (columns * width_)));
         chunk_ = round_up((images.n + most - 1) / most, kBlock);
         chunks_ = (images.n + chunk_ - 1) / chunk_;
-        const double work = double(images.n) * double(images.d) * double(columns * passes);
         const size_t useful = work < kThreadWork ? 1 : chunks_;
         members_ = int(std::min<size_t>(size_t(std::max(1, images.threads)), useful));
     }

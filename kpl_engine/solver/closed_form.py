@@ -24,9 +24,8 @@ of the features; G is float64. Its error of about 1e-6, relative to the ridge, i
 of a correction for all but huge n. Where the factorisation or the corrections fail, both are
 done again in float64, so that what is refused is refused for reasons of the labels.
 
-With the compiled core the factor is a Cholesky factor, and the passes over the images and the
-triangular solves are one call (kernels/cpu/fixed_point.cpp); else the inverse is explicit and the
-twin of that call is in `_fixed_point`.
+With the compiled core all of it is one call (kernels/cpu/fixed_point.cpp) on a Cholesky factor; its twin
+in NumPy, `_attempt`, inverts explicitly.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kpl_engine.arrays import Float64, Floats
 from kpl_engine.solver import cpu
@@ -150,64 +148,32 @@ def solve_closed_form(
     one d×d or n×n factorisation, whichever is smaller, and O(n d c) a correction.
     """
     sums = moments_of(X, P, num_threads) if sums is None else sums
-    threads = cpu.resolve_threads(num_threads)
-    found = _attempt(X, P, tau_i, sums, np.float32, threads)
-    return _attempt(X, P, tau_i, sums, np.float64, threads) if found.fault else found
-
-
-def _attempt(
-    X: Floats, P: Float64, tau_i: float, sums: Moments, dtype: type[np.floating[Any]], threads: int
-) -> ClosedForm:
-    """The closed form with its matrix in ``dtype``."""
     core = cpu.core()
+    if core is None or X.dtype != np.float32:
+        found = _attempt(X, P, tau_i, sums, np.float32)
+    else:
+        found = _compiled(core, X, P, tau_i, sums, cpu.resolve_threads(num_threads))
+    return _attempt(X, P, tau_i, sums, np.float64) if found.fault else found
+
+
+def _compiled(core: ModuleType, X: Floats, P: Float64, tau_i: float, sums: Moments, threads: int) -> ClosedForm:
+    """`_attempt` in one call; X float32. Every number of threads gives the same bits."""
+    W = np.empty(sums.XtP.shape)  # (d, c) float64
+    XtP = np.ascontiguousarray(sums.XtP.T)  # (c, d)
+    arrays = np.ascontiguousarray(X), np.ascontiguousarray(P), sums.mean, XtP, W
+    ending, corrections, residual = core.fixed_point(*arrays, tau_i, _TOLERANCE, _MAX_CORRECTIONS, threads)
+    return ClosedForm(W, corrections, residual, _fault(ending, residual))
+
+
+def _attempt(X: Floats, P: Float64, tau_i: float, sums: Moments, dtype: type[np.floating[Any]]) -> ClosedForm:
+    """The closed form in NumPy with its matrix in ``dtype``."""
     mu = float(np.linalg.norm(sums.mean))
     try:
         with np.errstate(all="ignore"):  # what leaves float32 is done again in float64
-            matrix = _matrix(X, sums.mean / mu, tau_i * mu, dtype)
-            if core is not None:
-                return _compiled(core, X, P, tau_i, sums, np.linalg.cholesky(matrix), threads)
-            inverse = _inverse(X, sums.mean / mu, tau_i * mu, np.linalg.inv(matrix))
+            inverse = _inverse(X, sums.mean / mu, tau_i * mu, dtype)
             return _fixed_point(X, P, tau_i, sums, inverse)
     except np.linalg.LinAlgError:
-        return ClosedForm(np.zeros(sums.XtP.shape), 0, np.inf, "the ridge is lost in rounding")
-
-
-def _matrix(X: Floats, u: Float64, ridge: float, dtype: type[np.floating[Any]]) -> Floats:
-    """``Pi XᵀX Pi / n + ridge I`` (d, d), or for n < d ``X Pi Xᵀ + n ridge I`` (n, n), in ``dtype``."""
-    n, d = X.shape
-    if d <= n:
-        moment = np.zeros((d, d), dtype)
-        for part in row_blocks(X, dtype):
-            moment += part.T @ part  # the product of a matrix with itself is one syrk
-        matrix = project_both_sides(moment / dtype(n), u.astype(dtype))
-    else:
-        features = X.astype(dtype, copy=False)
-        along = features @ u.astype(dtype)  # (n,)
-        matrix = features @ features.T
-        matrix -= along[:, None] * along
-        ridge *= n
-    matrix.flat[:: len(matrix) + 1] += ridge
-    return matrix
-
-
-def _compiled(
-    core: ModuleType, X: Floats, P: Float64, tau_i: float, sums: Moments, factor: npt.NDArray[Any], threads: int
-) -> ClosedForm:
-    """`_fixed_point` in one call, with the lower Cholesky factor of `_matrix`."""
-    W = np.empty(sums.XtP.shape)  # (d, c) float64
-    ending, corrections, residual = core.fixed_point(
-        np.ascontiguousarray(X),
-        np.ascontiguousarray(P),
-        sums.mean,
-        np.ascontiguousarray(sums.XtP.T),
-        factor,
-        W,
-        tau_i,
-        _TOLERANCE,
-        _MAX_CORRECTIONS,
-        threads,
-    )
-    return ClosedForm(W, corrections, residual, _fault(ending, residual))
+        return ClosedForm(np.zeros(sums.XtP.shape), 0, np.inf, _fault(4, np.inf))
 
 
 def _fault(ending: int, residual: float) -> str:
@@ -217,6 +183,7 @@ def _fault(ending: int, residual: float) -> str:
         "the gradient of a class vanished",
         f"corrections stopped shrinking at a relative error of {residual:.1e}",
         f"not within {_TOLERANCE:g} after {_MAX_CORRECTIONS} corrections",
+        "the ridge is lost in rounding",
     )[ending]
 
 
@@ -254,17 +221,35 @@ def _gradient(X: Floats, W: Float64, P: Float64, tau_i: float) -> Float64:
     return G
 
 
-def _inverse(X: Floats, u: Float64, ridge: float, explicit: Floats) -> _Inverse:
-    """``(Pi XᵀX Pi / n + ridge I)^-1`` as a function, from the explicit inverse of `_matrix`.
+def _inverse(X: Floats, u: Float64, ridge: float, dtype: type[np.floating[Any]]) -> _Inverse:
+    """``(Pi XᵀX Pi / n + ridge I)^-1`` as a function; explicit, for its condition number is below 1/ridge.
 
-    For n < d by Woodbury: ``(F - Bᵀ (n ridge I + B Bᵀ)^-1 B F) / ridge`` with ``B = X Pi``. Explicit, for its
-    condition number is below 1/ridge.
+    For n < d by Woodbury with ``B = X Pi``: ``(F - Bᵀ (n ridge I + B Bᵀ)^-1 B F) / ridge``. Else without
+    the projections, ``M = (XᵀX / n + ridge I)^-1``: along u the answer is ``u uᵀF / ridge``, across it
+    ``M (F - λ u)`` with the λ that leaves nothing along u.
     """
-    if len(explicit) == X.shape[1]:
-        return lambda F: np.asarray(explicit @ F, dtype=np.float64)
-    features = X.astype(np.float64)
-    B = features - np.outer(features @ u, u)  # (n, d)
-    return lambda F: np.asarray((F - B.T @ (explicit @ (B @ F))) / ridge, dtype=np.float64)
+    n, d = X.shape
+    if n < d:
+        features = X.astype(dtype, copy=False)
+        along = features @ u.astype(dtype)  # (n,)
+        small = features @ features.T - along[:, None] * along
+        small.flat[:: n + 1] += n * ridge
+        explicit = np.linalg.inv(small)  # (n, n)
+        B = X.astype(np.float64) - np.outer(X.astype(np.float64) @ u, u)  # (n, d)
+        return lambda F: np.asarray((F - B.T @ (explicit @ (B @ F))) / ridge, dtype=np.float64)
+    moment = np.zeros((d, d), dtype)
+    for part in row_blocks(X, dtype):
+        moment += part.T @ part  # the product of a matrix with itself is one syrk
+    moment /= n
+    moment.flat[:: d + 1] += ridge
+    M = np.linalg.inv(moment).astype(np.float64)  # (d, d)
+    z = M @ u / (u @ M @ u)
+
+    def inverse(F: Float64) -> Float64:
+        solved = M @ F
+        return np.asarray(solved - np.outer(z, u @ solved) + np.outer(u, u @ F) / ridge, dtype=np.float64)
+
+    return inverse
 
 
 def positive_inverse(matrix: Floats) -> _Inverse:
