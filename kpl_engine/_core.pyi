@@ -10,6 +10,27 @@ _Record = tuple[int, int, float, float, bool, bool]
 def instruction_set() -> str: ...
 def instruction_sets() -> list[str]: ...
 def use_instruction_set(name: str) -> None: ...
+def refine_labels(
+    similarities: _Matrix,
+    labels: _Matrix,
+    method: str,
+    tau_t: float,
+    gamma: float,
+    iters: int,
+    prior: _Rows | None,
+) -> bool: ...
+def select_text_proxies(
+    features: npt.NDArray[np.float32],
+    embeddings: npt.NDArray[np.float32],
+    offsets: npt.NDArray[np.int64],
+    k: int,
+    longest: float,
+    threads: int,
+    scores: _Rows,
+    kept: npt.NDArray[np.int64],
+    proxies: npt.NDArray[np.float32],
+) -> bool: ...
+def rows_fit(features: npt.NDArray[np.float32], longest: float, threads: int) -> bool: ...
 def run_dual(
     X: _Matrix,
     T: _Matrix,

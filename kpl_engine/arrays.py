@@ -40,7 +40,7 @@ def check_array(
     name : str
         What the caller calls the array; it stands in the message.
     value : array_like
-        Never changed; copied only when the dtype differs.
+        Never changed; copied only when the dtype differs or its numbers are not aligned in memory.
     shape : sequence of int or str
         An int must match exactly; a letter matches any size and names it.
     dtype : dtype
@@ -56,14 +56,16 @@ def check_array(
         raise ShapeError(f"{name}: expected one rectangular array, got nested data of unequal lengths") from error
     if array.dtype.kind not in "fiub":
         raise ShapeError(f"{name}: expected real numbers, got dtype {array.dtype}")
-    wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
-    fits = array.ndim == len(shape) and all(
-        isinstance(want, str) or want == got for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not fits:
+    if array.ndim != len(shape) or any(
+        want != got for want, got in zip(shape, array.shape, strict=True) if not isinstance(want, str)
+    ):
+        wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ShapeError(f"{name}: expected shape {wanted}, got {array.shape}")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the next test names
-        array = array.astype(dtype, copy=False)
+    if array.dtype != dtype:
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which the next test names
+            array = array.astype(dtype)
+    elif not array.flags.aligned:  # a field of packed records: compiled code reads whole numbers only
+        array = array.copy()
     if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.argwhere(~np.isfinite(array))
         raise ShapeError(

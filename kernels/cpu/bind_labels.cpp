@@ -95,7 +95,7 @@ void bind_labels(nb::module_& m) {
     m.def("refine_labels", refine, nb::arg("similarities"), nb::arg("labels").noconvert(), nb::arg("method"),
           nb::arg("tau_t"), nb::arg("gamma"), nb::arg("iters"), nb::arg("prior").none(),
           "Fills labels (n, c) float32 or float64. iters = -1 is the converged plan; the prior sums to 1.\n\n"
-          "False, and nothing written, when similarities hold NaN (softmax: NaN in those rows).");
+          "Whether similarities are free of NaN. If not, nothing is written, except by softmax: NaN in those rows.");
     m.def("select_text_proxies", select, nb::arg("features"), nb::arg("embeddings").noconvert(), nb::arg("offsets"),
           nb::arg("k"), nb::arg("longest"), nb::arg("threads"), nb::arg("scores").noconvert(),
           nb::arg("kept").noconvert(), nb::arg("proxies").noconvert(),

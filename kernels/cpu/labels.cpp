@@ -49,7 +49,7 @@ bool refine_labels(const LabelCall& call) {
     table.refine({call.n, call.c, ld, call.method, call.tau_t, call.gamma, call.iters, call.prior, P, P,
                   storage.at(work)});
     call.labels_are_float32 ? store_labels<float>(call, P, ld) : store_labels<double>(call, P, ld);
-    return true;
+    return !has_nan;
 }
 
 }  // namespace kpl

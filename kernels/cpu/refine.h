@@ -20,7 +20,7 @@ struct LabelCall {
     bool labels_are_float32;
 };
 
-// False, and nothing written, when S holds NaN; softmax alone takes it, and gives NaN in that row.
+// Whether S is free of NaN. If not, nothing is written, except by softmax, which gives NaN in those rows.
 // Throws std::bad_alloc when the storage cannot be had, before anything is computed.
 bool refine_labels(const LabelCall& call);
 

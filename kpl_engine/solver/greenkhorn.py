@@ -1,4 +1,4 @@
-"""Greedy Sinkhorn in the log domain, O(n + c) a step."""
+"""Greedy Sinkhorn in the log domain, O(n + c) a step: the plain twin of kernels/cpu/greenkhorn.h."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from kpl_engine.arrays import Float64, Floats, check_array
 from kpl_engine.config import LabelMethod, OtIters
 from kpl_engine.errors import ConfigError, ShapeError
+from kpl_engine.solver import cpu
 from kpl_engine.solver.checks import check_between, check_count, check_positive
 from kpl_engine.solver.greenkhorn import greenkhorn
 from kpl_engine.solver.softmax import check_rows, log_softmax
@@ -17,6 +18,8 @@ from kpl_engine.solver.softmax import check_rows, log_softmax
 __all__ = ["column_targets", "refine_labels", "resolve_prior"]
 
 _MAX_SWEEPS = 5000  # a plan at tau_t = 0.01 needs tens to hundreds; the cap only bounds infeasible input
+_CONVERGED = -1  # what the compiled core takes for iters="converged"
+_MOST_ITERS = 2**62  # more than any run takes; the compiled core counts in 64 bits
 _PLAN_TOLERANCE = 1e-10  # column error of a "converged" plan as a share of all images; far below float32
 
 
@@ -83,18 +86,21 @@ def refine_labels(
     arXiv 1705.09634.
     """
     _check_options(method, tau_t, gamma, iters)
-    values = check_array("similarities", similarities, ("n", "c"), np.float64, finite=False)
-    dtype = np.float64 if np.asarray(similarities).dtype == np.float64 else np.float32
+    narrow = getattr(similarities, "dtype", None) == np.float32
+    values = check_array("similarities", similarities, ("n", "c"), np.float32 if narrow else np.float64, finite=False)
     if 0 in values.shape:
         raise ShapeError(f"similarities: expected at least one image and one class, got shape {values.shape}")
-    check_rows("similarities", values, finite=False)
-    logs = log_softmax(values, tau_t)  # (n, c) float64
-    if method == "softmax":
-        labels = np.exp(logs)
+    shares = None if method == "softmax" else resolve_prior(prior, values.shape[1], gamma)
+    labels = np.empty(values.shape, np.float64 if np.asarray(similarities).dtype.type is np.float64 else np.float32)
+    core = cpu.core()
+    if core is None:
+        check_rows("similarities", values, finite=False)
+        labels[:] = _refine_numpy(values, method, float(tau_t), gamma, iters, shares)
     else:
-        targets = column_targets(np.exp(logs).sum(axis=0), gamma, resolve_prior(prior, values.shape[1], gamma))
-        labels = _balanced(logs, method, targets, iters)
-    return labels.astype(dtype, copy=False)
+        count = _CONVERGED if isinstance(iters, str) else min(int(iters), _MOST_ITERS)
+        if not core.refine_labels(values, labels, method, float(tau_t), float(gamma), count, shares):
+            check_rows("similarities", values, finite=False)
+    return labels
 
 
 def resolve_prior(prior: npt.ArrayLike | None, num_classes: int, gamma: float = 0.0) -> Float64 | None:
@@ -130,6 +136,16 @@ def _check_options(method: Any, tau_t: Any, gamma: Any, iters: Any) -> None:
     check_between("gamma", gamma, 0, 1)
     if not (isinstance(iters, str) and iters == "converged"):
         check_count("iters ('converged' or a count)", iters, 0)
+
+
+def _refine_numpy(
+    values: Floats, method: LabelMethod, tau_t: float, gamma: float, iters: OtIters, shares: Float64 | None
+) -> Float64:
+    """The plain twin of the compiled core (kernels/cpu/labels.h), and what runs where that is not installed."""
+    logs = log_softmax(values, tau_t)  # (n, c) float64
+    if method == "softmax":
+        return np.asarray(np.exp(logs), dtype=np.float64)
+    return _balanced(logs, method, column_targets(np.exp(logs).sum(axis=0), gamma, shares), iters)
 
 
 def _balanced(logs: Float64, method: LabelMethod, targets: Float64, iters: OtIters) -> Float64:

@@ -1,4 +1,4 @@
-"""Softmax with the infinities defined, in float64."""
+"""Softmax with the infinities defined, in float64; in the compiled core where that is installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from kpl_engine.arrays import Float64, Floats
 from kpl_engine.errors import ShapeError
+from kpl_engine.solver import cpu
 
 __all__ = ["check_rows", "log_softmax", "softmax"]
 
@@ -44,4 +45,13 @@ def log_softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Float64:
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> Float64:
     """``softmax(logits / temperature)`` over the last axis of (n, c), float64; see `log_softmax`."""
+    core = cpu.core()
+    if core is not None:
+        values = np.asarray(logits)
+        if values.dtype not in (np.float32, np.float64) or not values.flags.aligned:
+            values = values.astype(np.float64)
+        if values.size:
+            powers = np.empty(values.shape)  # (n, c) float64
+            core.refine_labels(values, powers, "softmax", float(temperature), 0.0, 0, None)
+            return powers
     return np.asarray(np.exp(log_softmax(logits, temperature)), dtype=np.float64)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, pairwise
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from kpl_engine.arrays import Float32, Float64, Floats, Ints, check_array
 from kpl_engine.config import Retrieval
 from kpl_engine.errors import ConfigError, KnowledgeError, ShapeError
 from kpl_engine.knowledge import KnowledgeBase
+from kpl_engine.solver import cpu
 from kpl_engine.solver.base import TextProxies
 from kpl_engine.solver.checks import check_count
 from kpl_engine.solver.softmax import check_rows
@@ -20,6 +24,7 @@ __all__ = ["KnowledgeLike", "as_knowledge", "check_features", "select_text_proxi
 
 KnowledgeLike = KnowledgeBase | Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike] | npt.NDArray[np.floating[Any]]
 _LONGEST_ROW = 1e12  # features are unit rows; products of longer ones would leave float32
+_NUMBERS_A_THREAD = 1 << 22  # 16 MiB, read in about 1 ms; a thread costs about 50 us to start and end
 _CANCELLED = 1e-6  # unit float32 vectors that cancel leave a rounding residue of about 1e-7, not a direction
 
 
@@ -62,36 +67,75 @@ def select_text_proxies(
     check_count("k", k, 1)
     if retrieval not in ("mean", "per_image", "all"):
         raise ConfigError(f"retrieval: expected 'mean', 'per_image' or 'all', got {retrieval!r}")
-    images = check_features(features)
+    core = cpu.core()
+    images = check_features(features) if core is None else _as_rows(features)
     base = as_knowledge(knowledge)
     if base.embeddings.shape[1] != images.shape[1]:
         raise ShapeError(
             f"features: expected width d = {base.embeddings.shape[1]} as in knowledge base {base.name!r}, "
             f"got {images.shape[1]}; embed images and texts with the same encoder"
         )
+    width = len(base.embeddings) if retrieval == "all" else int(k)
+    found = _select_numpy(images, base, width) if core is None else _select_compiled(core, images, base, width)
+    return replace(found, logits=_per_image_logits(images, base, int(k))) if retrieval == "per_image" else found
+
+
+def _select_numpy(images: Float32, base: KnowledgeBase, k: int) -> TextProxies:
+    """The plain twin of the compiled core (kernels/cpu/text_proxy.h), and what runs where that is not installed."""
     blocks = [base.class_embeddings(j).astype(np.float64) for j in range(len(base.classes))]  # c of (m_j, d)
     mean = images.mean(axis=0, dtype=np.float64)  # (d,) float64
     # Not a matrix product: BLAS may round two identical rows differently, and ties must stay ties.
     scores = tuple(np.sum(block * mean, axis=1) for block in blocks)  # c of (m_j,) float64
-    kept = tuple(
-        np.argsort(-score, kind="stable")[: len(score) if retrieval == "all" else k].astype(np.int64)
-        for score in scores
-    )
+    kept = tuple(np.argsort(-score, kind="stable")[:k].astype(np.int64) for score in scores)
     columns = [_unit_mean(block, best) for block, best in zip(blocks, kept, strict=True)]
-    logits = _per_image_logits(images, blocks, int(k)) if retrieval == "per_image" else None
-    return TextProxies(np.stack(columns, axis=1).astype(np.float32), kept, scores, logits)
+    return TextProxies(np.stack(columns, axis=1).astype(np.float32), kept, scores)
+
+
+def _select_compiled(core: ModuleType, images: Float32, base: KnowledgeBase, k: int) -> TextProxies:
+    """One pass over the images, which checks them too."""
+    rows = np.ascontiguousarray(base.embeddings, dtype=np.float32)  # (M, d)
+    bounds = np.ascontiguousarray(base.offsets, dtype=np.int64)  # (c + 1,)
+    ends = bounds.tolist()
+    counts = [min(k, end - start) for start, end in pairwise(ends)]
+    scores, kept = np.empty(len(rows)), np.empty(sum(counts), dtype=np.int64)
+    proxies = np.empty((rows.shape[1], len(counts)), dtype=np.float32)  # (d, c)
+    if not core.select_text_proxies(images, rows, bounds, k, _LONGEST_ROW, _threads(images), scores, kept, proxies):
+        _check_lengths(images)
+    return TextProxies(
+        proxies,
+        tuple(kept[end - count : end] for end, count in zip(accumulate(counts), counts, strict=True)),
+        tuple(scores[start:end] for start, end in pairwise(ends)),
+    )
 
 
 def check_features(features: npt.ArrayLike) -> Float32:
     """Features as (n, d) float32 with n, d >= 1 and every row finite and below 1e12 in length, else `ShapeError`."""
+    images = _as_rows(features)
+    core = cpu.core()
+    if core is None or not core.rows_fit(images, _LONGEST_ROW, _threads(images)):
+        _check_lengths(images)
+    return images
+
+
+def _threads(images: Float32) -> int:
+    """Every number of threads gives the same bits; a second one pays where reading the images takes a millisecond."""
+    return (
+        min(1 + images.size // _NUMBERS_A_THREAD, cpu.resolve_threads(None)) if images.size > _NUMBERS_A_THREAD else 1
+    )
+
+
+def _as_rows(features: npt.ArrayLike) -> Float32:
     images: Float32 = check_array("features", features, ("n", "d"), finite=False)
     if 0 in images.shape:
         raise ShapeError(f"features: expected at least one image and one dimension, got shape {images.shape}")
+    return images
+
+
+def _check_lengths(images: Float32) -> None:
     check_rows("features", images, finite=True)
     longest = float(np.sqrt(np.einsum("ij,ij->i", images, images, dtype=np.float64).max()))
     if longest > _LONGEST_ROW:
         raise ShapeError(f"features: expected unit rows, got one of length {longest:.3g}; scale the rows to length 1")
-    return images
 
 
 def as_knowledge(knowledge: KnowledgeLike) -> KnowledgeBase:
@@ -114,14 +158,15 @@ def _unit_mean(block: Float64, best: Ints) -> Float64:
     return np.asarray(block[best[0]] / np.linalg.norm(block[best[0]]), dtype=np.float64)
 
 
-def _per_image_logits(images: Floats, blocks: Sequence[Float64], k: int) -> Float32:
+def _per_image_logits(images: Floats, base: KnowledgeBase, k: int) -> Float32:
     """``<x_i, unit(mean of the k descriptions nearest to x_i)>`` for every class, (n, c) float32.
 
     The mean itself is never formed: its product with x_i is the mean of the kept cosines, and its
     squared length is ``aᵀ (B Bᵀ) a / k²`` with a the 0/1 vector of what was kept.
     """
-    logits = np.empty((len(images), len(blocks)), dtype=np.float32)  # (n, c) float32
-    for j, block in enumerate(blocks):
+    logits = np.empty((len(images), len(base.classes)), dtype=np.float32)  # (n, c) float32
+    for j in range(len(base.classes)):
+        block = base.class_embeddings(j).astype(np.float64)  # (m, d)
         width = min(k, len(block))
         cosines = images.astype(np.float64) @ block.T  # (n, m) float64
         order = np.argsort(-cosines, axis=1, kind="stable")[:, :width]  # (n, k)

@@ -1,13 +1,16 @@
-"""Shared inputs of the solver tests: CLIP-like features and the published loop, written apart from the package."""
+"""Shared by the solver tests: back ends, CLIP-like features, and the published loop, written apart from the package."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from kpl_engine.solver import cpu
 
 
 def _load_generator():
@@ -20,6 +23,21 @@ def _load_generator():
 
 
 _MAKE = _load_generator()
+
+
+# Of the module, not of the function: Hypothesis refuses fixtures that would not start afresh with each of its examples.
+@pytest.fixture(scope="module", params=["core", "numpy"])
+def backend(request):
+    """Every test of a module with the compiled core and without; with `KPL_REQUIRE_CORE=1` a missing core fails."""
+    if request.param == "numpy":
+        with cpu.numpy_only():
+            yield "numpy"
+        return
+    if cpu.core() is None:
+        if os.environ.get("KPL_REQUIRE_CORE") == "1":
+            pytest.fail(f"KPL_REQUIRE_CORE=1, but: {cpu.describe()}")
+        pytest.skip(cpu.describe())
+    yield "core"
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from kpl_engine.solver.labels import refine_labels
 
 METHODS = ("softmax", "sinkhorn", "stable_greenkhorn", "stream")
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def similarities(n, c, seed, spread=0.02):
     random = np.random.default_rng(seed)
@@ -284,3 +286,17 @@ def test_prior_is_scaled_to_one():
     np.testing.assert_allclose(refine_labels(S, prior=[1.7e308] * 3), refine_labels(S), rtol=1e-12)  # sum overflows
     for scale in (8, 1e-300, 1e308):
         np.testing.assert_allclose(refine_labels(S, prior=np.array([0.125, 0.25, 0.625]) * scale), expected, rtol=1e-12)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    S=hnp.arrays(np.float64, st.tuples(st.integers(1, 9), st.integers(1, 5)), elements=st.floats(-1e308, 1e308)),
+    tau_t=st.sampled_from([5e-324, 1e-3, 1.0, 1e308]),
+)
+def test_softmax_at_the_ends_of_float64(S, tau_t):
+    P = refine_labels(S, "softmax", tau_t=tau_t)
+    with np.errstate(all="ignore"):
+        powers = np.exp((S - S.max(axis=1, keepdims=True)) / tau_t)
+        expected = powers / powers.sum(axis=1, keepdims=True)
+    # An exponent of 745 is known to 1e-13, which is then the relative error of a denormal label.
+    np.testing.assert_allclose(P, expected, rtol=1e-12, atol=1e-320)

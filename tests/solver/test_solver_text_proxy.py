@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from kpl_engine.errors import ConfigError, KnowledgeError, ShapeError
 from kpl_engine.knowledge import KnowledgeBase
 from kpl_engine.solver import reference
-from kpl_engine.solver.text_proxy import select_text_proxies
+from kpl_engine.solver.text_proxy import check_features, select_text_proxies
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -144,3 +146,12 @@ def test_per_image_with_more_asked_than_there_are(make_clip_like):
     found = select_text_proxies(data.features, data.descriptions, k=50, retrieval="per_image")
     everything = data.features @ select_text_proxies(data.features, data.descriptions, retrieval="all").proxies
     np.testing.assert_allclose(found.logits, everything, atol=1e-6)
+
+
+def test_rows_that_are_too_long_are_named():
+    X = np.eye(4, dtype=np.float32)
+    X[2, 2] = 2e12
+    for check in (check_features, lambda rows: select_text_proxies(rows, [np.eye(4)])):
+        with pytest.raises(ShapeError, match="one of length 2e\\+12"):
+            check(X)
+        X[2, 2] *= -1
