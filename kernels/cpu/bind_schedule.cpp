@@ -47,7 +47,8 @@ void set_labels(Problem& problem, const nb::tuple& choice) {
 nb::tuple record(const Outcome& outcome) {
     const ScheduleResult& result = outcome.result;
     return nb::make_tuple(result.iterations, result.halvings, result.norm, result.last_change, result.settled,
-                          result.frozen, outcome.mass, outcome.hardened, outcome.label_seconds);
+                          result.frozen, outcome.mass, outcome.hardened, outcome.label_seconds,
+                          outcome.seconds);
 }
 
 template <void (*solve)(const Problem&, Outcome&)>
@@ -55,7 +56,7 @@ nb::tuple run(const AnyMatrix& X, const AnyMatrix& T, const Rows& P, const Writa
               double lr, double tau_i, int64_t iters, double max_drift, bool early_exit, double movement, int threads) {
     Problem problem = problem_of(X, T, W, Z, {lr, tau_i, iters, max_drift, early_exit, movement}, threads);
     set_labels(problem, P);
-    Outcome outcome = {W.data(), Z.data(), {}, 0, 0, 0};
+    Outcome outcome = {W.data(), Z.data(), {}, 0, 0, 0, 0};
     {
         const nb::gil_scoped_release release;
         solve(problem, outcome);
@@ -81,7 +82,7 @@ Task task_of(const nb::tuple& item) {
         set_labels(problem, nb::cast<nb::tuple>(item[2]));
     else
         set_labels(problem, nb::cast<Rows>(item[2], false));
-    return {problem, {W.data(), Z.data(), {}, 0, 0, 0}, nb::cast<bool>(item[10])};
+    return {problem, {W.data(), Z.data(), {}, 0, 0, 0, 0}, nb::cast<bool>(item[10])};
 }
 
 nb::list solve_many(const nb::list& problems, int threads) {
@@ -106,7 +107,7 @@ void bind_schedule(nb::module_& m) {
     const char* text =
         "Run the schedule from T with hardened labels P; fills W (d, c) and Z (n, c).\n\n"
         "Returns (iterations, halvings, gradient norm, last relative change of it, left by early exit, frozen,\n"
-        "mass of the labels, hardened rows, seconds spent on labels).";
+        "mass of the labels, hardened rows, seconds spent on labels, seconds).";
     const auto define = [&](const char* name, auto function) {
         m.def(name, function, nb::arg("X"), nb::arg("T"), nb::arg("P"), nb::arg("W").noconvert(),
               nb::arg("Z").noconvert(), nb::arg("lr"), nb::arg("tau_i"), nb::arg("iters"), nb::arg("max_drift"),

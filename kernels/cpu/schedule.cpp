@@ -65,8 +65,12 @@ size_t make_labels(const Problem& problem, double* W, size_t ldw, double* P, siz
     return table.harden(P, problem.n, problem.c, ld, choice.alpha);
 }
 
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
 void load_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld, Outcome& outcome) {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
     outcome.hardened = 0;
     if (problem.P) {
         for (size_t j = 0; j < problem.c; ++j)
@@ -77,7 +81,7 @@ void load_labels(const Problem& problem, double* W, size_t ldw, double* P, size_
     outcome.mass = 0.0;
     for (size_t j = 0; j < problem.c; ++j)
         for (size_t i = 0; i < problem.n; ++i) outcome.mass += P[j * ld + i];
-    outcome.label_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    outcome.label_seconds = seconds_since(start);
 }
 
 // (c, ld) class by class to (count, c) row by row.
@@ -95,6 +99,7 @@ size_t padded(size_t count, size_t unit) {
 }  // namespace
 
 void solve_dual(const Problem& problem, Outcome& outcome) {
+    const auto start = Clock::now();
     const Kernels& table = kernels();
     const size_t n = problem.n, c = problem.c, members = size_t(problem.threads);
     DualTask task = {};
@@ -134,9 +139,11 @@ void solve_dual(const Problem& problem, Outcome& outcome) {
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
     store_rows(task.Z, task.ld, n, c, outcome.Z);
     outcome.result = task.result;
+    outcome.seconds = seconds_since(start);
 }
 
 void solve_primal(const Problem& problem, Outcome& outcome) {
+    const auto start = Clock::now();
     const Kernels& table = kernels();
     const size_t n = problem.n, c = problem.c, members = size_t(problem.threads);
     PrimalTask task = {};
@@ -171,6 +178,7 @@ void solve_primal(const Problem& problem, Outcome& outcome) {
     run_together(problem.threads, [&](const Member& member) { table.run_primal(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
     outcome.result = task.result;
+    outcome.seconds = seconds_since(start);
 }
 
 }  // namespace kpl

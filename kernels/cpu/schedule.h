@@ -33,6 +33,7 @@ struct Outcome {
     double mass;           // Σ P after hardening
     size_t hardened;       // rows, where the labels were made here
     double label_seconds;  // spent on labels
+    double seconds;        // spent on everything
 };
 
 // Both throw std::bad_alloc when the storage cannot be had, before anything is computed, and std::system_error when

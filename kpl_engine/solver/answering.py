@@ -54,6 +54,10 @@ class Clock:
         self.laps = {"text_proxies": 0.0, "labels": 0.0, "proxies": 0.0}
         self._last = time.perf_counter()
 
+    def restart(self) -> None:
+        """The time since the last lap belongs to no stage."""
+        self._last = time.perf_counter()
+
     def lap(self, name: str) -> None:
         now = time.perf_counter()
         self.laps[name] += (now - self._last) * 1e3

@@ -15,7 +15,7 @@ from kpl_engine.solver.schedule import FLAT, MAX_DRIFT, Form, ScheduleRun
 __all__ = ["LabelChoice", "ScheduleTask", "run_compiled", "run_many_compiled"]
 
 _METHODS: tuple[LabelMethod, ...] = ("softmax", "sinkhorn", "stable_greenkhorn", "stream")  # as in kernels/cpu/core.h
-_Record = tuple[int, int, float, float, bool, bool, float, int, float]
+_Record = tuple[int, int, float, float, bool, bool, float, int, float, float]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,8 @@ def _outputs(task: ScheduleTask) -> tuple[Float64, Float64]:
 
 
 def _as_run(W: Float64, Z: Float64, record: _Record, form: Form) -> ScheduleRun:
-    iterations, halvings, norm, last_change, settled, frozen, mass, hardened, label_seconds = record
+    iterations, halvings, norm, last_change, settled, frozen, mass, hardened, label_seconds, seconds = record
     converged = settled or last_change <= FLAT
-    return ScheduleRun(W, Z, iterations, halvings, norm, converged, form, frozen, mass, hardened, label_seconds)
+    return ScheduleRun(
+        W, Z, iterations, halvings, norm, converged, form, mass, frozen, hardened, label_seconds, seconds
+    )

@@ -38,10 +38,11 @@ class ScheduleRun:
     gradient_norm: float
     converged: bool
     form: Form
+    mass: float  # Σ P, hardened
     frozen: bool = False  # stopped because the steps left were proven not to move W by more than `movement`
-    mass: float = 0.0  # Σ P, hardened
     num_hardened: int = 0  # rows of labels, where they were made in the same call
     label_seconds: float = 0.0
+    seconds: float = 0.0  # labels included
 
 
 class _StepSize:
@@ -131,9 +132,8 @@ def run_dual(
             Z = np.ascontiguousarray((features @ start).T)
             A, t, drift = np.zeros((c, n)), np.ones(c), 1.0
     W = _with_lengths(start * t + features.T @ A.T, squared)
-    return ScheduleRun(
-        W, np.ascontiguousarray(Z.T), done, step.halvings, step.norm, settled or step.is_flat, "dual", frozen
-    )
+    Z, converged = np.ascontiguousarray(Z.T), settled or step.is_flat
+    return ScheduleRun(W, Z, done, step.halvings, step.norm, converged, "dual", float(P.sum()), frozen)
 
 
 def run_primal(
@@ -167,7 +167,7 @@ def run_primal(
         W = new_W
         done += 1
     Z = np.concatenate([np.asarray(X[rows], dtype=np.float64) @ W for rows in blocks])
-    return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal", frozen, float(P.sum()))
+    return ScheduleRun(W, Z, done, step.halvings, step.norm, settled or step.is_flat, "primal", float(P.sum()), frozen)
 
 
 def row_blocks(n: int, d: int) -> list[slice]:

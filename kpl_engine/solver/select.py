@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
+import contextvars
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import numpy.typing as npt
 
-from kpl_engine.arrays import Float32, Float64
-from kpl_engine.config import LabelMethod, MethodConfig, MethodName
-from kpl_engine.solver.answering import (
-    METHODS,
-    Clock,
-    Outcome,
-    check_method,
-    linear_outcome,
-    make_answer,
-    of_width,
-    online_outcome,
-    similarities_of,
-)
+from kpl_engine.config import MethodConfig, MethodName
+from kpl_engine.errors import KplError
+from kpl_engine.solver import cpu
+from kpl_engine.solver.answering import METHODS, Clock, linear_outcome, make_answer, of_width, similarities_of
 from kpl_engine.solver.base import Answer, FrozenProxies, TextProxies
-from kpl_engine.solver.guards import few_images, input_notices, method_notices, zero_mean
-from kpl_engine.solver.labels import refine_labels, resolve_prior
-from kpl_engine.solver.online import OnZeta, StreamSums
-from kpl_engine.solver.proxies import learn_proxies
-from kpl_engine.solver.softmax import softmax
+from kpl_engine.solver.guards import input_notices
+from kpl_engine.solver.runs import run_schedule, run_schedules
+from kpl_engine.solver.stages import Prepared, Problem, answer_alone, answer_scheduled, prepare
 from kpl_engine.solver.streaming import StreamSolver
-from kpl_engine.solver.text_proxy import KnowledgeLike, as_knowledge, check_features, select_text_proxies
+from kpl_engine.solver.text_proxy import KnowledgeLike, check_features
 
-__all__ = ["METHODS", "StreamSolver", "freeze", "solve", "solve_frozen"]
+__all__ = ["METHODS", "Problem", "StreamSolver", "freeze", "solve", "solve_frozen", "solve_many"]
 
-_LABELS: dict[MethodName, LabelMethod] = {"proxy": "softmax", "inmap": "sinkhorn", "kpl": "stable_greenkhorn"}
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
 
 
 def solve(
@@ -38,6 +32,7 @@ def solve(
     method: MethodName = "kpl",
     config: MethodConfig | None = None,
     prior: npt.ArrayLike | None = None,
+    num_threads: int | None = None,
 ) -> Answer:
     """Classify the rows of ``features`` together, by one of the named methods.
 
@@ -54,6 +49,9 @@ def solve(
         Expected class shares; used by ``inmap``, ``kpl`` and ``kpl_stream``. A share of 0 leaves a
         class without pseudo labels; the proxies of ``kpl`` and ``kpl_stream`` can answer with it all the same.
 
+    num_threads : int, optional
+        Threads of the compiled core, see `learn_proxies`.
+
     Returns
     -------
     Answer
@@ -66,29 +64,64 @@ def solve(
     ConfigError
         Unknown method, or an option the method does not have.
     """
-    settings = MethodConfig() if config is None else config
-    check_method(method, settings)
-    clock = Clock()
-    X = check_features(features)
-    base = as_knowledge(knowledge)
-    c = len(base.classes)
-    shares = resolve_prior(prior, c, settings.gamma if method in ("inmap", "kpl") else 0.0)
-    text = select_text_proxies(X, base, settings.k, settings.retrieval)
-    S = similarities_of(X, text)  # (n, c) float64
-    clock.lap("text_proxies")
-    notices = method_notices(method, c, settings, shares) + input_notices(X, text.proxies)
-    used = method
-    reason = few_images(len(X), c, settings) if method not in ("zeroshot", "onzeta") else None
-    sums = None
-    if method == "kpl_stream" and not reason:
-        sums = StreamSums.empty(text.proxies, settings.tau_t)
-        sums.update(X)
-        clock.lap("labels")
-        reason = zero_mean(sums)
-    if reason:
-        notices, used = [*notices, reason], "zeroshot"
-    outcome = _apply(used, X, S, text, settings, prior, clock, sums)
-    return make_answer(X, S, text, outcome, clock, method, used, "batch", settings.tau_t, notices, prior is None)
+    return _answer(prepare(Problem(features, knowledge, method, config, prior)), num_threads)
+
+
+def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> list[Answer]:
+    """`solve` for independent problems, spread over threads: for a server with several knowledge bases.
+
+    Problems whose method runs the published schedule (``proxy``, ``inmap``, or a ``config.solver``
+    that says so) go to the compiled core in one call, labels included; the others are answered
+    beside each other. Each problem has one thread.
+
+    Parameters
+    ----------
+    problems : sequence of Problem
+        All are checked before any is answered.
+    num_threads : int, optional
+        At most; by default one a core.
+
+    Returns
+    -------
+    list of Answer
+        In the order of ``problems``; each is what `solve` gives on one thread, bit for bit.
+
+    Raises
+    ------
+    ShapeError, ConfigError, KnowledgeError, SolverError
+        As `solve`, naming the place of the problem.
+    """
+    threads = cpu.resolve_threads(num_threads)
+    prepared = [_at(place, prepare, problem) for place, problem in enumerate(problems)]
+    scheduled = {place: each for place, each in enumerate(prepared) if each.runs_schedule}
+    tasks = [_at(place, lambda each: each.task, each) for place, each in scheduled.items()]
+    runs = run_schedules(tasks, [each.form for each in scheduled.values()], threads)
+    found = dict(zip(scheduled, runs, strict=True))
+
+    def answer(place: int, each: Prepared) -> Answer:
+        if place in found:
+            return _at(place, lambda each: answer_scheduled(each, found[place], 1), each)
+        return _at(place, lambda each: answer_alone(each, 1), each)
+
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        waiting = [
+            pool.submit(contextvars.copy_context().run, answer, place, each) for place, each in enumerate(prepared)
+        ]
+        return [each.result() for each in waiting]
+
+
+def _answer(prepared: Prepared, num_threads: int | None) -> Answer:
+    if prepared.runs_schedule:
+        return answer_scheduled(prepared, run_schedule(prepared.task, prepared.form, num_threads), num_threads)
+    return answer_alone(prepared, num_threads)
+
+
+def _at(place: int, function: Callable[[_Item], _Made], item: _Item) -> _Made:
+    """``function(item)``; an error says which problem it was."""
+    try:
+        return function(item)
+    except KplError as error:
+        raise type(error)(f"problem {place}: {error}") from error
 
 
 def freeze(answer: Answer) -> FrozenProxies:
@@ -126,56 +159,3 @@ def solve_frozen(features: npt.ArrayLike, frozen: FrozenProxies) -> Answer:
     method = frozen.method
     notices = input_notices(X, frozen.text_proxies, learns=False)
     return make_answer(X, S, text, outcome, clock, method, method, "frozen", frozen.tau_t, notices, False)
-
-
-def _apply(
-    method: MethodName,
-    X: Float32,
-    S: Float64,
-    text: TextProxies,
-    config: MethodConfig,
-    prior: npt.ArrayLike | None,
-    clock: Clock,
-    sums: StreamSums | None,
-) -> Outcome:
-    if method == "zeroshot":
-        outcome = linear_outcome(X, text.proxies, text.proxies, config.tau_t, S)
-        clock.lap("proxies")
-        return outcome
-    if method == "onzeta":
-        return online_outcome(X, OnZeta.start(text.proxies, len(X), config.tau_t, config.tau_i), clock)
-    if method == "kpl_stream" and sums is not None:
-        frozen = sums.solve(config.tau_i, prior)
-        outcome = linear_outcome(X, frozen.proxies, frozen.discriminants, frozen.temperature)
-        clock.lap("proxies")
-        return outcome
-    return _learned(method, X, S, text, config, prior, clock)
-
-
-def _learned(
-    method: MethodName,
-    X: Float32,
-    S: Float64,
-    text: TextProxies,
-    config: MethodConfig,
-    prior: npt.ArrayLike | None,
-    clock: Clock,
-) -> Outcome:
-    """``proxy``, ``inmap`` and ``kpl``: pseudo labels, then proxies learned from them."""
-    shares = prior if method != "proxy" else None
-    P = refine_labels(S, _LABELS[method], config.tau_t, config.gamma, config.ot_iters, shares)
-    clock.lap("labels")
-    # Only kpl has a closed form to choose; for the others "auto" is the schedule, not a fallback to it.
-    solver = "schedule" if config.solver == "auto" and method != "kpl" else config.solver
-    found = learn_proxies(X, text.proxies, P, config.lr, config.proxy_iters, config.tau_i, config.alpha, solver=solver)
-    clock.lap("proxies")
-    return Outcome(
-        probabilities=softmax(found.scores, config.tau_i),
-        logits=found.scores.astype(np.float64),
-        labels=found.labels,
-        undecided=found.decided_by_rounding,
-        proxies=found.proxies,
-        discriminants=found.discriminants,
-        temperature=config.tau_i,
-        solution=found,
-    )
