@@ -17,5 +17,6 @@ NB_MODULE(_core, m) {
     }, nb::arg("name"), "Use the named set from now on, in all threads: for tests and benchmarks.");
     kpl::bind_labels(m);
     kpl::bind_linear(m);
+    kpl::bind_limits(m);
     kpl::bind_schedule(m);
 }
