@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from kpl_engine.config import EncoderConfig as EncoderConfig
     from kpl_engine.config import EngineConfig as EngineConfig
     from kpl_engine.config import MethodConfig as MethodConfig
+    from kpl_engine.config import SolverConfig as SolverConfig
     from kpl_engine.engine import Engine as Engine
     from kpl_engine.errors import KplError as KplError
     from kpl_engine.knowledge import KnowledgeBase as KnowledgeBase
     from kpl_engine.solver.labels import refine_labels as refine_labels
     from kpl_engine.solver.proxies import learn_proxies as learn_proxies
+    from kpl_engine.solver.select import Problem as Problem
+    from kpl_engine.solver.select import solve_many as solve_many
     from kpl_engine.solver.text_proxy import select_text_proxies as select_text_proxies
 
 __version__ = "0.1.0"
@@ -30,9 +33,12 @@ _HOMES = {
     "KnowledgeBase": "kpl_engine.knowledge",
     "KplError": "kpl_engine.errors",
     "MethodConfig": "kpl_engine.config",
+    "Problem": "kpl_engine.solver.select",
+    "SolverConfig": "kpl_engine.config",
     "learn_proxies": "kpl_engine.solver.proxies",
     "refine_labels": "kpl_engine.solver.labels",
     "select_text_proxies": "kpl_engine.solver.text_proxy",
+    "solve_many": "kpl_engine.solver.select",
 }
 
 __all__ = [
@@ -44,10 +50,13 @@ __all__ = [
     "KnowledgeBase",
     "KplError",
     "MethodConfig",
+    "Problem",
+    "SolverConfig",
     "__version__",
     "learn_proxies",
     "refine_labels",
     "select_text_proxies",
+    "solve_many",
 ]
 
 

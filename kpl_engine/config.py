@@ -18,6 +18,7 @@ __all__ = [
     "ModeName",
     "OtIters",
     "Retrieval",
+    "SolverConfig",
     "SolverName",
 ]
 
@@ -139,13 +140,26 @@ class DecodeConfig:
 
 
 @dataclass(frozen=True)
+class SolverConfig:
+    """How the solver runs. ``num_threads`` 0 means as many as pay off, at most one a core."""
+
+    num_threads: int = 0
+
+    def __post_init__(self) -> None:
+        is_count = type(self.num_threads) is int and 0 <= self.num_threads <= _MAX_THREADS
+        _require(is_count, self, "num_threads", f"an integer from 0 to {_MAX_THREADS}")
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """Everything `Engine.load` may be told."""
 
     method: MethodConfig = MethodConfig()
     encoder: EncoderConfig = EncoderConfig()
     decode: DecodeConfig = DecodeConfig()
+    solver: SolverConfig = SolverConfig()
 
     def __post_init__(self) -> None:
-        for field, kind in zip(fields(self), (MethodConfig, EncoderConfig, DecodeConfig), strict=True):
+        kinds = (MethodConfig, EncoderConfig, DecodeConfig, SolverConfig)
+        for field, kind in zip(fields(self), kinds, strict=True):
             _require(isinstance(getattr(self, field.name), kind), self, field.name, f"a {kind.__name__}")

@@ -214,7 +214,8 @@ class Engine:
         chosen = check_choice("method", method, METHODS)
         if len(encoded.features) == 0:
             raise InputError(f"cannot fit: none of the {len(encoded.names)} images could be used; {_first(encoded)}")
-        answer = solve(encoded.features, base, chosen, self._settings(settings), class_shares(prior, base))
+        shares = class_shares(prior, base)
+        answer = solve(encoded.features, base, chosen, self._settings(settings), shares, self._solver_threads)
         if answer.method_used != chosen:
             reasons = " ".join(notice.message for notice in answer.warnings)
             raise InputError(f"cannot fit {chosen!r} on {len(encoded.features)} images: {reasons}")
@@ -285,7 +286,7 @@ class Engine:
         if len(encoded.features) == 0:
             return assemble(base, encoded, None, chosen, mode, top_evidence)
         if mode == "batch":
-            answer = solve(encoded.features, base, chosen, config, shares)
+            answer = solve(encoded.features, base, chosen, config, shares, self._solver_threads)
         elif mode == "stream":
             answer = self._stream(base, chosen, config, shares).answer(encoded.features)
         else:
@@ -293,6 +294,10 @@ class Engine:
             if config != self.config.method:
                 answer = replace(answer, warnings=(*answer.warnings, _SETTINGS_UNUSED))
         return assemble(base, encoded, answer, chosen, mode, top_evidence)
+
+    @property
+    def _solver_threads(self) -> int | None:
+        return self.config.solver.num_threads or None
 
     def _settings(self, settings: MethodConfig | None) -> MethodConfig:
         if settings is not None and not isinstance(settings, MethodConfig):

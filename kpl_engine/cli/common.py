@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kpl_engine.classification import Failure
-from kpl_engine.config import DecodeConfig, EncoderConfig, EngineConfig, MethodConfig
+from kpl_engine.config import DecodeConfig, EncoderConfig, EngineConfig, MethodConfig, SolverConfig
 from kpl_engine.errors import ConfigError, InputError
 from kpl_engine.solver.base import Notice
 
@@ -140,7 +140,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--knowledge", metavar="NAME", help="knowledge base; needed when the bundle has several")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
-    group.add_argument("--threads", type=int, default=0, help="encoder threads; 0 means one per core")
+    group.add_argument("--threads", type=int, default=0, help="threads of encoder and solver; 0 means one per core")
     group.add_argument("--decode-threads", type=int, default=2, help="threads that decode images")
     group.add_argument("--batch-size", type=int, default=8, help="most images sent through the encoder at once")
     group.add_argument("--max-pixels", type=int, default=DecodeConfig().max_pixels, help="largest image accepted")
@@ -157,6 +157,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
     return EngineConfig(
         encoder=EncoderConfig(num_threads=threads, batch_size=args.batch_size),
         decode=DecodeConfig(num_threads=args.decode_threads, max_pixels=args.max_pixels),
+        solver=SolverConfig(num_threads=threads),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from kpl_engine import __version__
 from kpl_engine.cli.common import format_table, to_json
+from kpl_engine.solver import cpu
 
 __all__ = ["add_parser", "examine", "run"]
 
@@ -81,7 +82,7 @@ def _backends(packages: dict[str, str | None], providers: list[str], gpu: str | 
         entry("encoder: cpu", "CPUExecutionProvider" in providers, "ONNX Runtime CPU"),
         entry("encoder: cuda", cuda_provider and gpu is not None, missing_cuda or "ONNX Runtime CUDA"),
         entry("encoder: tensorrt", False, "not built into this version"),
-        entry("solver: cpu", True, "NumPy (the compiled core is not part of this version)"),
+        entry("solver: cpu", True, cpu.describe()),
         entry("solver: cuda", False, "not built into this version"),
         _optional("tokenizer: Hugging Face", packages["tokenizers"], "tokenizers"),
         _optional("images: DICOM", packages["pydicom"], "dicom"),
