@@ -1,4 +1,4 @@
-// The matrix of the closed form and its Cholesky factor, shared out to the members of a call in blocks.
+// The matrix of the closed form and its Cholesky factor, in blocks that the members of a call share.
 #include "factorisation.h"
 
 #include "passes.h"
@@ -7,7 +7,8 @@ namespace kpl {
 
 namespace {
 
-constexpr size_t kGramDepth = 128;  // of the inner dimension at once: a packed block of columns fits the L1 cache
+constexpr size_t kDeep = 512;   // of the inner dimension between two meetings: packed for all members, 1.5 MiB of L3 cache
+constexpr size_t kDepth = 128;  // of it in one product: a packed block of columns fits the L1 cache
 
 }  // namespace
 
@@ -23,7 +24,7 @@ Factorisation::Factorisation(const Images& images)
 
 void Factorisation::reserve(Storage& storage) {
     matrix_at_ = storage.add(size_, (ld_ + 1) / 2);
-    pack_at_ = storage.add(kGramDepth, blocks_ * block_ / 2 + 1);
+    pack_at_ = storage.add(2 * kDeep, blocks_ * block_ / 2);
 }
 
 void Factorisation::attach(const Storage& storage) {
@@ -44,10 +45,9 @@ int Factorisation::vectors(size_t q) const {
 }
 
 // Rows k .. k+depth of the inner dimension, for the columns of block q, in float32 side by side.
-void Factorisation::pack(size_t q, size_t k, size_t depth) const {
+void Factorisation::pack(float* out, size_t q, size_t k, size_t depth) const {
     const float* data = static_cast<const float*>(images_.X.data);
     const ptrdiff_t stride = images_.X.row_stride;
-    float* out = pack_ + q * kGramDepth * block_;
     const size_t count = width(q);
     for (size_t l = 0; !wide_ && l < depth; ++l)
         std::memcpy(out + l * block_, data + ptrdiff_t(k + l) * stride + q * block_, count * sizeof(float));
@@ -57,28 +57,27 @@ void Factorisation::pack(size_t q, size_t k, size_t depth) const {
     }
 }
 
-// body(p, q) for this member's blocks of the upper half with p >= from.
-template <typename Body>
-void Factorisation::each_block(const Member& member, size_t from, Body body) const {
-    size_t turn = 0;
-    for (size_t p = from; p < blocks_; ++p)
-        for (size_t q = p; q < blocks_; ++q)
-            if (turn++ % size_t(member.count) == size_t(member.index)) body(p, q);
+// Block (p, q) += the product of two packed blocks of columns.
+void Factorisation::multiply(const float* packed, size_t p, size_t q, size_t depth) const {
+    for (size_t k = 0; k < depth; k += kDepth)
+        kernels_.linear->update(packed + (p * kDeep + k) * block_, block_, packed + (q * kDeep + k) * block_, block_,
+                                std::min(kDepth, depth - k), width(p), vectors(q), p == q, 1.0f, at(p, q), ld_);
 }
 
-// Xᵀ X (d, d), or X Xᵀ (n, n) where n < d.
+// Xᵀ X (d, d), or X Xᵀ (n, n) where n < d. Two packed pieces take turns, so that one meeting a piece is enough.
 void Factorisation::gram(const Member& member) const {
-    const size_t inner = wide_ ? images_.d : images_.n;
-    for (size_t k = 0; k < inner; k += kGramDepth) {
-        const size_t depth = std::min(kGramDepth, inner - k);
-        for (size_t q = size_t(member.index); q < blocks_; q += size_t(member.count)) pack(q, k, depth);
+    const size_t inner = wide_ ? images_.d : images_.n, members = size_t(member.count), size = kDeep * blocks_ * block_;
+    float* packed = pack_;
+    for (size_t k = 0; k < inner; k += kDeep, packed = packed == pack_ ? pack_ + size : pack_) {
+        const size_t depth = std::min(kDeep, inner - k);
+        for (size_t q = size_t(member.index); q < blocks_; q += members) pack(packed + q * kDeep * block_, q, k, depth);
         meet(member);
-        each_block(member, 0, [&](size_t p, size_t q) {
-            kernels_.linear->update(pack_ + p * kGramDepth * block_, block_, pack_ + q * kGramDepth * block_, block_,
-                                    depth, width(p), vectors(q), p == q, 1.0f, at(p, q), ld_);
-        });
-        meet(member);
+        size_t turn = 0;
+        for (size_t p = 0; p < blocks_; ++p)
+            for (size_t q = p; q < blocks_; ++q)
+                if (turn++ % members == size_t(member.index)) multiply(packed, p, q, depth);
     }
+    meet(member);
 }
 
 // Of the Gram matrix: X Pi Xᵀ + n ridge I with a = X u, or XᵀX / n + ridge I.
@@ -93,23 +92,20 @@ void Factorisation::condition(const Member& member, const double* along, double 
     }
 }
 
-// A block of rows after the other: its diagonal block, what is right of it, and what they take from the rest.
-bool Factorisation::factor(const Member& member) {
+// A block of rows after the other: its diagonal block, what is right of it, and what they take from the rest. By one
+// member alone: at most a quarter of the work, and three meetings a block would cost more than they gain.
+bool Factorisation::factor() const {
     const LinearKernels& table = *kernels_.linear;
-    if (member.index == 0) positive_ = true;
     for (size_t b = 0; b < blocks_; ++b) {
         const size_t rows = width(b);
-        if (member.index == 0) positive_ = positive_ && table.factor_diagonal(at(b, b), ld_, rows, vectors(b));
-        meet(member);
-        for (size_t q = b + 1 + size_t(member.index); q < blocks_; q += size_t(member.count))
+        if (!table.factor_diagonal(at(b, b), ld_, rows, vectors(b))) return false;
+        for (size_t q = b + 1; q < blocks_; ++q)
             table.divide(at(b, b), ld_, rows, vectors(q), at(b, q), ld_);
-        meet(member);
-        each_block(member, b + 1, [&](size_t p, size_t q) {
-            table.update(at(b, p), ld_, at(b, q), ld_, rows, width(p), vectors(q), p == q, -1.0f, at(p, q), ld_);
-        });
-        meet(member);
+        for (size_t p = b + 1; p < blocks_; ++p)
+            for (size_t q = p; q < blocks_; ++q)
+                table.update(at(b, p), ld_, at(b, q), ld_, rows, width(p), vectors(q), p == q, -1.0f, at(p, q), ld_);
     }
-    return positive_;
+    return true;
 }
 
 }  // namespace kpl

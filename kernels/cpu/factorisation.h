@@ -17,10 +17,10 @@ public:
     double work() const;  // multiply-adds
     bool wide() const { return wide_; }
 
-    // Every member calls these, in this order. `along` (n) is X u, used where n < d.
+    // In this order: every member, every member, one. `along` (n) is X u, used where n < d.
     void gram(const Member& member) const;
     void condition(const Member& member, const double* along, double ridge) const;
-    bool factor(const Member& member);  // false unless positive definite
+    bool factor() const;  // false unless positive definite
 
     Factor result() const { return {matrix_, size_, ld_, true}; }
 
@@ -28,9 +28,8 @@ private:
     float* at(size_t p, size_t q) const { return matrix_ + p * block_ * ld_ + q * block_; }
     size_t width(size_t q) const;
     int vectors(size_t q) const;
-    void pack(size_t q, size_t k, size_t depth) const;
-    template <typename Body>
-    void each_block(const Member& member, size_t from, Body body) const;
+    void pack(float* out, size_t q, size_t k, size_t depth) const;
+    void multiply(const float* packed, size_t p, size_t q, size_t depth) const;
 
     const Kernels& kernels_;
     const Images images_;
@@ -38,7 +37,6 @@ private:
     const size_t size_, block_, blocks_, ld_;
     size_t matrix_at_ = 0, pack_at_ = 0;
     float *matrix_ = nullptr, *pack_ = nullptr;
-    bool positive_ = false;
 };
 
 }  // namespace kpl

@@ -8,7 +8,8 @@ namespace kpl {
 
 namespace {
 
-constexpr double kTypicalPasses = 8;  // products with X of a call: two a correction, and two for its matrix
+constexpr double kTypicalPasses = 10;  // products with X of a call, at two to four a correction
+constexpr double kSharedPasses = 5e7;  // multiply-adds of them, about 2 ms, below which their meetings are not worth it
 
 class FixedPoint {
 public:
@@ -19,7 +20,8 @@ public:
           c_(task.c),
           ld_(passes_.width()),
           ldf_(round_up(task.images.n, kBlock)),
-          wide_(factorisation_.wide()) {
+          wide_(factorisation_.wide()),
+          share_passes_(kTypicalPasses * pass_work(task.images, task.c) >= kSharedPasses) {
         const size_t members = size_t(passes_.members());
         const size_t proxies = storage_.add(c_, ld_), split = storage_.add(c_ + 1, ld_), gap = storage_.add(c_, ld_),
                      solved = storage_.add(c_, ld_), direction = storage_.add(2, ld_),
@@ -56,10 +58,18 @@ private:
     double* copy_of(const Member& member) const { return copy_ + size_t(member.index) * passes_.copy_size(); }
 
     void work(const Member& member) {
-        if (!factor(member)) {
-            if (member.index == 0) end(Ending::kNotPositive, result_.residual);
+        make_matrix(member);
+        if (member.index == 0) going_ = factor();
+        if (!share_passes_) {
+            if (member.index == 0) iterate(Member{0, 1, nullptr});
             return;
         }
+        meet(member);
+        iterate(member);
+    }
+
+    void iterate(const Member& member) {
+        if (!going_) return;
         first_order(member);
         for (;;) {
             gradient(member);
@@ -73,24 +83,25 @@ private:
         }
     }
 
-    // The factor of X Pi Xᵀ + n ridge I, or of XᵀX / n + ridge I and then z = (XᵀX / n + ridge I)^-1 u.
-    bool factor(const Member& member) {
-        const LinearKernels& table = passes_.table();
+    // X Pi Xᵀ + n ridge I, or XᵀX / n + ridge I; ends with all members met.
+    void make_matrix(const Member& member) {
         if (wide_)
             passes_.each_block(member, copy_of(member), [&](size_t, size_t first, const RowBlock& block) {
-                table.project(block, ld_, u_, ld_, 1, f_ + first, ldf_);
+                passes_.table().project(block, ld_, u_, ld_, 1, f_ + first, ldf_);
             });
         factorisation_.gram(member);
         factorisation_.condition(member, f_, task_.tau_i * mu_);
         meet(member);
-        if (!factorisation_.factor(member)) return false;
-        if (!wide_ && member.index == 0) {
-            std::copy(u_, u_ + ld_, z_);
-            table.solve(factorisation_.result(), z_, ld_, 1, panel_);
-            const double along = dot(u_, z_, ld_);
-            for (size_t k = 0; k < ld_; ++k) z_[k] /= along;
-        }
-        meet(member);
+    }
+
+    // The factor of that matrix M, and where n >= d also z = M^-1 u / uᵀM^-1 u.
+    bool factor() {
+        if (!factorisation_.factor()) return end(Ending::kNotPositive, result_.residual);
+        if (wide_) return true;
+        std::copy(u_, u_ + ld_, z_);
+        passes_.table().solve(factorisation_.result(), z_, ld_, 1, panel_);
+        const double inverse = 1.0 / dot(u_, z_, ld_);
+        for (size_t k = 0; k < ld_; ++k) z_[k] *= inverse;
         return true;
     }
 
@@ -108,11 +119,10 @@ private:
         meet(member);
         solve(member);
         if (member.index == 0) {
-            const double c = double(c_);
+            const double shared = double(c_) / (n() * mu_), own = double(c_) * task_.tau_i / n();
             for (size_t j = 0; j < c_; ++j) {
                 for (size_t k = 0; k < ld_; ++k)
-                    W_[j * ld_ + k] =
-                        c / (n() * mu_) * average[k] + c * task_.tau_i / n() * solved_[j * ld_ + k] - u_[k];
+                    W_[j * ld_ + k] = shared * average[k] + own * solved_[j * ld_ + k] - u_[k];
                 to_unit(W_ + j * ld_, ld_);
             }
             difference_ = split(W_, c_, ld_, V_, average);
@@ -147,7 +157,8 @@ private:
             double* gap = gap_ + j * ld_;
             const double length = std::sqrt(dot(gap, gap, ld_));
             if (!(length > 0)) return end(Ending::kVanished, result_.residual);
-            for (size_t k = 0; k < ld_; ++k) gap[k] = -gap[k] / length - W_[j * ld_ + k];
+            const double scale = -1.0 / length;
+            for (size_t k = 0; k < ld_; ++k) gap[k] = gap[k] * scale - W_[j * ld_ + k];
         }
         const double error = split(gap_, c_, ld_, gap_, V_ + c_ * ld_);
         // Differences below 1e-14 are rounding of unit columns: the classes are the same direction.
@@ -217,8 +228,8 @@ private:
         if (member.index != 0) return;
         add_chunks(partial_, passes_.chunks(), c_ * ld_, solved_);
         without_direction(solved_, solved_);
-        const double ridge = task_.tau_i * mu_;
-        for (size_t k = 0; k < c_ * ld_; ++k) solved_[k] = (gap_[k] - solved_[k]) / ridge;
+        const double inverse = 1.0 / (task_.tau_i * mu_);
+        for (size_t k = 0; k < c_ * ld_; ++k) solved_[k] = (gap_[k] - solved_[k]) * inverse;
     }
 
     // out <- Pi F
@@ -233,7 +244,7 @@ private:
     Factorisation factorisation_;
     const Passes passes_;
     const size_t c_, ld_, ldf_;
-    const bool wide_;
+    const bool wide_, share_passes_;
     Storage storage_;
     double *W_, *V_, *gap_, *solved_, *u_, *z_, *partial_, *work_, *copy_, *f_, *panel_;
     double mu_ = 0.0, difference_ = 0.0;

@@ -95,32 +95,37 @@ inline double dot(const double* a, const double* b, size_t count) {
     return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }
 
-// V (c, ld) less its mean over classes; the mean in `mean` (ld). Returns the largest difference.
+// The largest |values|. Eight running maxima, as in `dot`; NaN is passed over.
+inline double largest_of(const double* values, size_t count) {
+    double best[8] = {};
+    for (size_t k = 0; k < count; ++k) {
+        const double value = std::fabs(values[k]);
+        best[k % 8] = value > best[k % 8] ? value : best[k % 8];
+    }
+    return *std::max_element(best, best + 8);
+}
+
+// V (c, ld) <- W less its mean over classes, which goes to `mean` (ld). Returns the largest difference.
 inline double split(const double* W, size_t c, size_t ld, double* V, double* mean) {
     std::fill(mean, mean + ld, 0.0);
     for (size_t j = 0; j < c; ++j)
         for (size_t k = 0; k < ld; ++k) mean[k] += W[j * ld + k];
-    for (size_t k = 0; k < ld; ++k) mean[k] /= double(c);
-    double largest = 0.0;
+    for (size_t k = 0; k < ld; ++k) mean[k] *= 1.0 / double(c);
     for (size_t j = 0; j < c; ++j)
-        for (size_t k = 0; k < ld; ++k) {
-            V[j * ld + k] = W[j * ld + k] - mean[k];
-            largest = std::max(largest, std::fabs(V[j * ld + k]));
-        }
-    return largest;
+        for (size_t k = 0; k < ld; ++k) V[j * ld + k] = W[j * ld + k] - mean[k];
+    return largest_of(V, c * ld);
 }
 
+// out (size) <- the sum of the chunks' parts, in their order.
 inline void add_chunks(const double* partial, size_t chunks, size_t size, double* out) {
-    for (size_t k = 0; k < size; ++k) {
-        double total = partial[k];
-        for (size_t chunk = 1; chunk < chunks; ++chunk) total += partial[chunk * size + k];
-        out[k] = total;
-    }
+    std::copy(partial, partial + size, out);
+    for (size_t chunk = 1; chunk < chunks; ++chunk)
+        for (size_t k = 0; k < size; ++k) out[k] += partial[chunk * size + k];
 }
 
 inline void to_unit(double* w, size_t ld) {
-    const double length = std::sqrt(dot(w, w, ld));
-    for (size_t k = 0; k < ld; ++k) w[k] /= length;
+    const double inverse = 1.0 / std::sqrt(dot(w, w, ld));
+    for (size_t k = 0; k < ld; ++k) w[k] *= inverse;
 }
 
 }  // namespace kpl

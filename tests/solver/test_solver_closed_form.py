@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kpl_engine.errors import SolverError
-from kpl_engine.solver import reference
+from kpl_engine.solver import closed_form, cpu, reference
 from kpl_engine.solver.closed_form import (
     first_order,
     project_both_sides,
@@ -16,6 +16,8 @@ from kpl_engine.solver.labels import refine_labels
 from kpl_engine.solver.moments import moments_of
 from kpl_engine.solver.proxies import learn_proxies
 from kpl_engine.solver.text_proxy import select_text_proxies
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.fixture
@@ -215,3 +217,89 @@ def test_margins_of_rounding_are_flagged(problem):
     same = learn_proxies(X, np.repeat(T[:, :1], 2, axis=1), np.full((61, 2), 1 / 122))
     assert same.decided_by_rounding.all()
     assert (same.labels == 0).all()
+
+
+@pytest.mark.parametrize(("n", "d", "c"), [*SIZES, (700, 64, 2)])
+def test_core_and_numpy_agree_and_threads_change_no_bit(problem, n, d, c):
+    X, T, P = problem(n, d, c, seed=n)
+    found = learn_proxies(X, T, P, solver="closed_form")
+    with cpu.numpy_only():
+        plain = learn_proxies(X, T, P, solver="closed_form")
+    np.testing.assert_array_equal(found.labels, plain.labels)
+    np.testing.assert_array_equal(found.decided_by_rounding, plain.decided_by_rounding)
+    assert found.iterations == plain.iterations
+    for name in ("proxies", "logits", "discriminants", "scores"):
+        ours, theirs = getattr(found, name), getattr(plain, name)
+        assert np.abs(ours - theirs).max() < 2e-7 * np.abs(theirs).max()  # float32 rounding of equal float64 numbers
+    for num_threads in (1, 3):
+        again = learn_proxies(X, T, P, solver="closed_form", num_threads=num_threads)
+        np.testing.assert_array_equal(again.scores, found.scores)
+        np.testing.assert_array_equal(again.proxies, found.proxies)
+
+
+def test_layout_of_the_features_changes_no_bit(problem):
+    X, T, P = problem(90, 33, 3, seed=3)
+    expected = learn_proxies(X, T, P)
+    gaps = np.full((180, 99), np.nan, np.float32)
+    gaps[::2, ::3] = X
+    backwards = np.ascontiguousarray(X[::-1])[::-1]
+    readonly = X.copy()
+    readonly.flags.writeable = False
+    for features in (np.asfortranarray(X), gaps[::2, ::3], backwards, readonly, X.astype(np.float64)):
+        found = learn_proxies(features, T, np.asfortranarray(P))
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+@pytest.mark.parametrize("n", [30, 200])
+def test_classes_with_equal_labels_stay_equal(problem, n, backend):
+    """The core answers with the first of them, undecided; BLAS may round a column by its place in a tile."""
+    X, T, P = problem(n, 40, 7, seed=5)
+    P = P.copy()
+    P[:, 6] = P[:, 0]
+    found = learn_proxies(X, T, P, solver="closed_form")
+    np.testing.assert_array_equal(found.scores[:, 0], found.scores[:, 6])
+    if backend == "core":
+        np.testing.assert_array_equal(found.decided_by_rounding, found.labels == 0)
+        assert 0 in found.labels
+        assert 6 not in found.labels
+
+
+def test_where_float32_fails_the_matrix_is_made_in_float64(problem, monkeypatch):
+    X, _, P = problem(60, 32, 3, seed=2)
+    expected = solve_closed_form(X, P, 0.04)
+    made = []
+    attempt = closed_form._attempt
+
+    def failing(X, P, tau_i, sums, last):
+        if last is np.float64:
+            made.append(last)
+            return attempt(X, P, tau_i, sums, last)
+        return closed_form.ClosedForm(np.zeros((32, 3)), 0, np.inf, "lost in float32")
+
+    monkeypatch.setattr(closed_form, "_attempt", failing)
+    monkeypatch.setattr(closed_form, "_compiled", lambda core, *arguments: failing(*arguments))
+    found = solve_closed_form(X, P, 0.04)
+    assert made == [np.float64]
+    spread = np.abs(expected.W - expected.W.mean(axis=1, keepdims=True)).max()
+    assert np.abs(found.W - expected.W).max() < 3e-9 * spread  # both within 1e-9 of the same point
+    assert found.fault == ""
+
+
+def test_a_matrix_that_is_not_positive_is_the_same_fault_as_ever(problem):
+    X, T, P = problem(60, 32, 3, seed=2)
+    P = np.asarray(P, dtype=np.float64)
+    singular = np.repeat(X[:, :1], 32, axis=1)  # rank one, and a ridge below its rounding
+    with pytest.raises(SolverError, match="closed_form does not hold"):
+        learn_proxies(singular * 1e11, T, P, tau_i=1e-12, solver="closed_form")
+
+
+def test_inverse_of_a_positive_matrix():
+    random = np.random.default_rng(3)
+    for m in (1, 17, 80):
+        A = random.normal(size=(m, m))
+        A = A @ A.T + np.eye(m)
+        F = random.normal(size=(m, 3))
+        kept = F.copy()
+        solved = closed_form.positive_inverse(A)(F)
+        assert np.abs(A @ solved - F).max() < 1e-11
+        np.testing.assert_array_equal(F, kept)
