@@ -345,16 +345,18 @@ inline void run_dual(DualTask& task, const Member& member) {
     while (done < options.iters && !settled) {
         product_panels(task, range);
         meet(member);
+        const double drift = columns.drift;
         frozen = !plan_step(task, step, columns, done);
         if (frozen) break;
         task.changed[member.index * 8] = move_panels(task, range, columns.etas, columns.inverses) || columns.changed;
         meet(member);
-        bool changed = done == 0 || !options.early_exit;  // the first step may yet bring ‖w_j‖² to 1
+        bool changed = done == 0;  // the first step may yet bring ‖w_j‖² to 1
         for (int member_index = 0; member_index < member.count; ++member_index)
             changed |= task.changed[member_index * 8] != 0;
-        settled = !changed;
+        if (!changed) columns.drift = drift;  // nothing was rounded: early exit or not, no fresh start may follow
+        settled = !changed && options.early_exit;
         ++done;
-        if (columns.drift > options.max_drift && done < options.iters) {
+        if (columns.drift > options.max_drift) {  // after the last step too: Z is part of the result
             combine(task, member, columns.t, columns.squared);
             begin_at_w(task, member, columns, false);
         }
