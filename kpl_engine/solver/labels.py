@@ -82,6 +82,9 @@ def refine_labels(
     Everything is computed in float64. A class that is impossible for every image keeps mass 0
     whatever its target; so does, except with `stable_greenkhorn`, which works with logarithms, one
     whose probabilities all underflow (a cosine 745 tau_t below the best).
+    The same input on the same machine gives the same bits, whatever the layout of the array, in the compiled
+    core; one thread computes. Core and NumPy agree to a few roundings, except where two lines of
+    `stable_greenkhorn` are equally far off to the last bit: rounding then chooses the step.
     Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231; greedy Sinkhorn,
     arXiv 1705.09634.
     """
