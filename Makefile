@@ -67,8 +67,11 @@ CTEST = $(or $(shell command -v ctest),"$(CURDIR)/.venv-dev/bin/ctest")
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 COMMA = ,
 NATIVE = -DKPL_CORE=ON -DKPL_CORE_MODULE=OFF -DKPL_CORE_TESTS=ON -DKPL_CORE_STRICT=ON
-define run_native
+define configure
 	@$(CMAKE) -S . -B build/$(1) $(NATIVE) $(2) >build/$(1).log || { cat build/$(1).log; exit 1; }
+endef
+define run_native
+	$(call configure,$(1),$(2))
 	$(CMAKE) --build build/$(1) --parallel $(JOBS)
 	cd build/$(1) && $(CTEST) --output-on-failure --no-tests=error
 endef
@@ -79,8 +82,10 @@ build:
 core-test: | build
 	$(call run_native,core)
 
+# One build serves the native tests and the fuzz tests: compiling the kernels under sanitizers is what takes time.
+SANITIZED = -DKPL_CORE_SANITIZE=address$(COMMA)undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo
 core-sanitize: | build
-	$(call run_native,core-address,-DKPL_CORE_SANITIZE=address$(COMMA)undefined)
+	$(call run_native,core-address,$(SANITIZED))
 	$(call run_native,core-thread,-DKPL_CORE_SANITIZE=thread)
 
 core-aarch64: | build
@@ -90,13 +95,13 @@ core-aarch64: | build
 # CPython does not free all it allocates, so leaks are not looked for here; the native tests do.
 SITE = $(shell .venv-dev/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
 PRELOAD = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libubsan.so)
-FUZZ_CORE = -Ccmake.define.KPL_CORE=ON -Ccmake.define.KPL_CORE_SANITIZE=address$(COMMA)undefined \
-	-Ccmake.define.KPL_CORE_STRICT=ON -Ccmake.build-type=RelWithDebInfo -Cbuild-dir=build/fuzz
 FUZZ = import os, sys; sys.path[0] = os.path.abspath("build/fuzz-site"); import kpl_engine._core, pytest; \
 	sys.exit(pytest.main(["--capture=sys", "tests/solver/test_core_fuzz.py"]))
-core-fuzz: .venv-dev/ready-$(TORCH)
-	rm -rf build/fuzz-site
-	.venv-dev/bin/python $(PIP) install --no-deps --no-build-isolation --target build/fuzz-site $(FUZZ_CORE) .
+core-fuzz: .venv-dev/ready-$(TORCH) | build
+	$(call configure,core-address,$(SANITIZED) -DKPL_CORE_MODULE=ON -DPython_EXECUTABLE="$(CURDIR)/.venv-dev/bin/python")
+	$(CMAKE) --build build/core-address --parallel $(JOBS) --target _core
+	rm -rf build/fuzz-site && mkdir build/fuzz-site && cp -r kpl_engine build/fuzz-site
+	$(CMAKE) --install build/core-address --prefix build/fuzz-site
 	PYTHONPATH="$(SITE)" LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 .venv-dev/bin/python -S -c '$(FUZZ)'
 
 bench: .venv-dev/ready-yes
