@@ -64,6 +64,13 @@ bool bound_finish(const AnyMatrix& X, const Rows& W, double scale, const Out<flo
     return finish(images, c, out);
 }
 
+void bound_squared_lengths(const AnyMatrix& X, const Out<double, 1>& lengths, int threads) {
+    const Images images = images_of(X, threads);
+    expect_shape(lengths.shape(0) == images.n, "lengths: expected (n,)");
+    const nb::gil_scoped_release release;
+    squared_lengths(images, lengths.data());
+}
+
 void bound_solve_factored(const Rows& L, const WritableRows& F) {
     const size_t m = L.shape(0);
     expect_shape(m > 0 && L.shape(1) == m, "L: expected a square matrix");
@@ -82,11 +89,14 @@ void bind_linear(nb::module_& m) {
           nb::arg("W").noconvert(), nb::arg("tau_i"), nb::arg("tolerance"), nb::arg("max_corrections"),
           nb::arg("threads"),
           "Fixed point of the schedule into W (d, c), from float32 features and what `moments` gave.\n\n"
-          "Returns (0 reached, 1 a gradient vanished, 2 stalled, 3 unfinished, 4 not positive; corrections; residual).");
+          "Returns (ending, corrections, residual). Endings: 0 reached, 1 a gradient vanished, 2 stalled,\n"
+          "3 unfinished, 4 not positive.");
     m.def("finish", bound_finish, nb::arg("X"), nb::arg("W"), nb::arg("scale"), nb::arg("proxies").noconvert(),
           nb::arg("discriminants").noconvert(), nb::arg("logits").noconvert(), nb::arg("scores").noconvert(),
           nb::arg("labels").noconvert(), nb::arg("undecided").noconvert(), nb::arg("threads"),
           "Fills what a Solution holds from W (d, c) float64; false when a number left the range of float32.");
+    m.def("squared_lengths", bound_squared_lengths, nb::arg("X"), nb::arg("lengths").noconvert(), nb::arg("threads"),
+          "Fills lengths (n,) with the squared length of each row.");
     m.def("solve_factored", bound_solve_factored, nb::arg("L"), nb::arg("F").noconvert(),
           "F (m, c) <- (L L^T)^-1 F in place.");
 }

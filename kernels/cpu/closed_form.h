@@ -18,6 +18,9 @@ struct Images {
 // Sums over images: mean (d), XtP (c, d) class by class; returns the mean of ‖x‖². P (n, c) row by row.
 double moments(const Images& images, const double* P, size_t c, double* mean, double* XtP);
 
+// lengths (n) <- ‖x_i‖²; equal rows get equal bits.
+void squared_lengths(const Images& images, double* lengths);
+
 enum class Ending : int { kReached, kVanished, kStalled, kUnfinished, kNotPositive };
 
 struct FixedPointResult {

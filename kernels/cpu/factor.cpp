@@ -7,7 +7,7 @@ namespace kpl {
 
 namespace {
 
-constexpr size_t kDeep = 512;   // of the inner dimension between two meetings: packed for all members, 1.5 MiB of L3 cache
+constexpr size_t kDeep = 512;   // of the inner dimension between two meetings: 1.5 MiB packed for all members
 constexpr size_t kDepth = 128;  // of it in one product: a packed block of columns fits the L1 cache
 
 }  // namespace

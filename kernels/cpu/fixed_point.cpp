@@ -9,7 +9,7 @@ namespace kpl {
 namespace {
 
 constexpr double kTypicalPasses = 10;  // products with X of a call, at two to four a correction
-constexpr double kSharedPasses = 5e7;  // multiply-adds of them, about 2 ms, below which their meetings are not worth it
+constexpr double kSharedPasses = 2e8;  // float32 multiply-adds of them, about 2 ms: less is not worth their meetings
 
 class FixedPoint {
 public:
@@ -197,7 +197,7 @@ private:
         meet(member);
     }
 
-    // Along u the matrix is the ridge. Across it, y = (XᵀX / n + ridge I)^-1 (F - λ u) with the λ that makes uᵀy = 0.
+    // Along u the matrix is the ridge. Across it, y = M^-1 (F - λ u), with the λ that makes uᵀy = 0.
     void solve_tall() {
         std::copy(gap_, gap_ + c_ * ld_, solved_);
         passes_.table().solve(factorisation_.result(), solved_, ld_, c_, panel_);

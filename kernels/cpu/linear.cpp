@@ -138,6 +138,19 @@ double moments(const Images& images, const double* P, size_t c, double* mean, do
     return square / double(images.n);
 }
 
+void squared_lengths(const Images& images, double* lengths) {
+    const Passes passes(images, 1, pass_work(images, 1));
+    Storage storage;
+    const size_t copy = storage.add(size_t(passes.members()), passes.copy_size());
+    storage.allocate();
+    run_together(passes.members(), [&](const Member& member) {
+        passes.each_block(member, storage.at(copy) + size_t(member.index) * passes.copy_size(),
+                          [&](size_t, size_t first, const RowBlock& block) {
+            passes.table().squares(block, passes.width(), lengths + first);
+        });
+    });
+}
+
 bool finish(const Images& images, size_t c, const Finish& out) { return Finisher(images, c, out).run(); }
 
 void solve_factored(const double* L, size_t m, double* F, size_t c) {

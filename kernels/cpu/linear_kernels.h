@@ -23,7 +23,8 @@ struct Factor {
 // Columns are stored one after the other: V (columns, ldv), z (columns, ldz).
 struct LinearKernels {
     // z[j][i] = x_i · V_j
-    void (*project)(const RowBlock& X, size_t width, const double* V, size_t ldv, size_t columns, double* z, size_t ldz);
+    void (*project)(const RowBlock& X, size_t width, const double* V, size_t ldv, size_t columns, double* z,
+                    size_t ldz);
     // out[j] += Σ_i A[j][i] x_i
     void (*accumulate)(const RowBlock& X, size_t width, const double* A, size_t lda, size_t columns, double* out,
                        size_t ldo);

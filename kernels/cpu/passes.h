@@ -15,17 +15,17 @@ namespace kpl {
 constexpr size_t kBlock = 64;         // rows: 192 KiB of 768 float32 stay in the L2 cache between two products
 constexpr size_t kMaxChunks = 16;     // more would cost memory for their sums, fewer would leave threads idle
 constexpr size_t kMaxSums = 1 << 20;  // doubles that the sums of all chunks may take
-constexpr double kThreadWork = 8e6;   // multiply-adds of a call, about 0.2 ms, below which a second thread costs more
+constexpr double kThreadWork = 1e8;   // float32 multiply-adds, about 1 ms; starting a thread takes 0.03 ms or more
 
-// Multiply-adds of one product with X.
+// Float32 multiply-adds that take as long as one product with X in float64: few columns leave it to wait for loads.
 inline double pass_work(const Images& images, size_t columns) {
-    return double(images.n) * double(images.d) * double(columns);
+    return 4.0 * double(images.n) * double(images.d) * double(columns);
 }
 
 // X as the kernels want it: chunks of blocks of rows, each row readable over whole vectors.
 class Passes {
 public:
-    // `work`: multiply-adds of the whole call, by which threads are worth their start.
+    // `work`: float32 multiply-adds of the whole call, by which threads are worth their start.
     Passes(const Images& images, size_t columns, double work)
         : kernels_(kernels()), images_(images), width_(round_up(images.d, kernels_.lanes)) {
         const size_t most = std::max<size_t>(1, std::min(kMaxChunks, kMaxSums / (columns * width_)));
@@ -56,9 +56,9 @@ public:
                                   images_.X.row_stride, std::min(kBlock, end - first), images_.X.is_float32};
                 if (copy_size()) {
                     char* to = reinterpret_cast<char*>(copy);  // zeros beyond d, from when it was allocated
+                    const char* from = static_cast<const char*>(block.data);
                     for (size_t i = 0; i < block.rows; ++i)
-                        std::memcpy(to + i * width_ * size,
-                                    static_cast<const char*>(block.data) + ptrdiff_t(i) * block.stride * ptrdiff_t(size),
+                        std::memcpy(to + i * width_ * size, from + ptrdiff_t(i) * block.stride * ptrdiff_t(size),
                                     images_.d * size);
                     block.data = copy;
                     block.stride = ptrdiff_t(width_);

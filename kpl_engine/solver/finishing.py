@@ -11,6 +11,7 @@ from kpl_engine.arrays import Bools, Float64, Floats
 from kpl_engine.errors import SolverError
 from kpl_engine.solver import cpu
 from kpl_engine.solver.base import Solution, as_float32
+from kpl_engine.solver.moments import squared_lengths
 
 __all__ = ["discriminants_of", "rounding_decides", "solution_of"]
 
@@ -71,7 +72,7 @@ def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bool
     others[rows, best] = -np.inf
     second = others.argmax(axis=1)
     margins = scores[rows, best] - others[rows, second]
-    reach = eps * np.sqrt(np.einsum("ij,ij->i", X, X, dtype=np.float64))
+    reach = eps * np.sqrt(squared_lengths(X))
     lengths = np.sqrt(np.einsum("ij,ij->j", discriminants, discriminants))
     # ‖D_a - D_b‖ only where ‖D_a‖ + ‖D_b‖ does not already say no, which it nearly always does.
     near = np.flatnonzero(margins <= reach * (lengths[best] + lengths[second]))

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from kpl_engine.arrays import Bools, Float32, Float64, Floats, Ints
 from kpl_engine.config import MethodConfig, MethodName
 from kpl_engine.solver.base import Notice
+from kpl_engine.solver.moments import squared_lengths
 from kpl_engine.solver.online import StreamSums
 
 __all__ = ["answer_notices", "few_images", "input_notices", "method_notices", "zero_mean"]
 
 _UNIT_SLACK = 1e-2  # half-precision encoders leave lengths within about 1e-3 of 1
+_SAMPLED_COLUMNS = 16  # compared before whole rows are
 _SKEW = 0.4  # share of the largest possible imbalance; with two classes it is a 70 : 30 split
 
 
@@ -71,7 +75,7 @@ def method_notices(method: MethodName, c: int, config: MethodConfig, shares: Flo
 def input_notices(X: Float32, T: Float32, *, learns: bool = True) -> list[Notice]:
     """Zero or non-unit vectors, duplicated images (where the batch is learned from), identical classes."""
     notices = []
-    lengths = np.linalg.norm(X.astype(np.float64), axis=1)  # (n,) float64
+    lengths = np.sqrt(squared_lengths(X))  # (n,) float64
     num_zero = int((lengths == 0).sum())
     if num_zero:
         notices.append(
@@ -86,7 +90,7 @@ def input_notices(X: Float32, T: Float32, *, learns: bool = True) -> list[Notice
                 f"{lengths.max():.3g}); the temperatures are meant for unit vectors: divide each by its length",
             )
         )
-    num_repeated = len(X) - len({row.tobytes() for row in X}) if learns else 0
+    num_repeated = _num_repeated(X) if learns else 0
     if num_repeated:
         notices.append(
             Notice("duplicate_images", f"{num_repeated} of {len(X)} features repeat an earlier one and count twice")
@@ -96,6 +100,18 @@ def input_notices(X: Float32, T: Float32, *, learns: bool = True) -> list[Notice
             Notice("identical_classes", "two classes have the same text proxy and cannot be told apart; edit the texts")
         )
     return notices
+
+
+def _num_repeated(X: Float32) -> int:
+    """Rows that repeat an earlier one, byte for byte."""
+    # A few columns first: rows that differ there need not be read, and nearly all do.
+    sample = np.ascontiguousarray(X[:, :: max(1, X.shape[1] // _SAMPLED_COLUMNS)])
+    keys = [row.tobytes() for row in sample]
+    counts = Counter(keys)
+    if len(counts) == len(keys):
+        return 0
+    suspects = X[[counts[key] > 1 for key in keys]]
+    return len(suspects) - len({row.tobytes() for row in suspects})
 
 
 def answer_notices(

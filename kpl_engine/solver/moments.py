@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kpl_engine.arrays import Float64, Floats
 from kpl_engine.solver import cpu
 
-__all__ = ["Moments", "moments_of", "row_blocks"]
+__all__ = ["Moments", "moments_of", "row_blocks", "squared_lengths"]
 
 _BLOCK_BYTES = 1 << 25  # a converted block of rows: far beyond the cost of a call, far below the features
 
@@ -46,6 +46,16 @@ def moments_of(X: Floats, P: Float64, num_threads: int | None = None) -> Moments
         XtP += part.T @ P[start : start + len(part)]
         start += len(part)
     return Moments(n, total / n, square / n, XtP, mass)
+
+
+def squared_lengths(X: Floats) -> Float64:
+    """``‖x_i‖²`` of the rows of (n, d), float64 (n,)."""
+    core = cpu.core()
+    if core is None:
+        return np.asarray(np.einsum("ij,ij->i", X, X, dtype=np.float64))
+    lengths = np.empty(len(X))
+    core.squared_lengths(np.ascontiguousarray(X), lengths, cpu.resolve_threads(None))
+    return lengths
 
 
 def row_blocks(X: Floats, dtype: type[np.floating[Any]]) -> Iterator[npt.NDArray[Any]]:

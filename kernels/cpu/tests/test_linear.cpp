@@ -71,6 +71,9 @@ void check_moments(const Data& data) {
         }
     }
     expect(std::fabs(double(square) / double(data.n) - sums.square) < 1e-14, "square %g", sums.square);
+    std::vector<double> lengths(data.n);
+    kpl::squared_lengths(data.images(2), lengths.data());
+    for (size_t i = 0; i < data.n; ++i) expect(std::fabs(lengths[i] - 1.0) < 1e-6, "length %zu: %g", i, lengths[i]);
     for (int threads : {2, 5}) {
         const Moments again = moments_of(data, threads);
         expect(again.mean == sums.mean && again.XtP == sums.XtP && again.square == sums.square, "%d threads", threads);
@@ -147,7 +150,8 @@ void check_solve_factored(size_t m) {
     check::Random random(m);
     std::vector<double> L(m * m, 1e300), x(m * 3), F(m * 3);  // nothing above the diagonal is read
     for (size_t i = 0; i < m; ++i)
-        for (size_t k = 0; k <= i; ++k) L[i * m + k] = i == k ? 1.0 + random.uniform(0.0, 1.0) : random.normal() / double(m);
+        for (size_t k = 0; k <= i; ++k)
+            L[i * m + k] = i == k ? 1.0 + random.uniform(0.0, 1.0) : random.normal() / double(m);
     for (double& value : x) value = random.normal();
     for (size_t j = 0; j < 3; ++j) {
         std::vector<Real> y(m);
@@ -180,9 +184,9 @@ Finished finish(const Data& data, const std::vector<double>& W, double scale, in
     Finished found = {std::vector<float>(d * c),   std::vector<float>(d * c), std::vector<float>(n * c),
                       std::vector<float>(n * c), std::vector<int64_t>(n),   std::vector<char>(n, 2), false};
     static_assert(sizeof(bool) == sizeof(char), "flags are written as bytes");
-    found.fits = kpl::finish(data.images(threads), c,
-                             {W.data(), scale, found.proxies.data(), found.discriminants.data(), found.logits.data(),
-                              found.scores.data(), found.labels.data(), reinterpret_cast<bool*>(found.undecided.data())});
+    const kpl::Finish out = {W.data(), scale, found.proxies.data(), found.discriminants.data(), found.logits.data(),
+                             found.scores.data(), found.labels.data(), reinterpret_cast<bool*>(found.undecided.data())};
+    found.fits = kpl::finish(data.images(threads), c, out);
     return found;
 }
 
@@ -220,7 +224,8 @@ void check_finish(const Data& data) {
 
 void run() {
     // Both sides of n = d; sizes around vectors, panels, blocks and chunks; more classes than one group of columns.
-    const size_t shapes[][3] = {{40, 96, 2}, {64, 64, 2}, {150, 37, 3}, {65, 130, 3}, {300, 64, 5}, {201, 200, 9}, {1100, 24, 2}};
+    const size_t shapes[][3] = {{40, 96, 2}, {64, 64, 2}, {150, 37, 3}, {65, 130, 3}, {300, 64, 5},
+                                {201, 200, 9}, {1100, 24, 2}};
     for (const auto& shape : shapes) {
         const Data data = make(shape[0], shape[1], shape[2], shape[0] + shape[2]);
         check_moments(data);
