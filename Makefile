@@ -19,7 +19,7 @@ help:
 	@echo "make check          lint, types, import contracts and tests"
 	@echo "make core-test      the native tests of the compiled core, for every instruction set of this machine"
 	@echo "make core-sanitize  the same under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
-	@echo "make core-fuzz      the fuzz tests of the core in Python, with the module built under the first two"
+	@echo "make core-fuzz      the tests of the core in Python, fuzz tests too, on a module built under the first two"
 	@echo "make core-aarch64   cross-compiled and emulated (Debian: g++-aarch64-linux-gnu qemu-user)"
 	@echo "make bench          the benchmarks of benchmarks/ (slow)"
 	@echo "make clean          remove environments and outputs"
@@ -92,17 +92,19 @@ core-aarch64: | build
 	$(call run_native,core-aarch64,-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake)
 
 # A core of its own in front of the installed one: -S leaves out the import hook that would find the installed one first.
-# CPython does not free all it allocates, so leaks are not looked for here; the native tests do.
+# CPython does not free all it allocates, so leaks are not looked for here; the native tests do. Memory that cannot be had
+# is a null pointer as usual: a test asks for some.
 SITE = $(shell .venv-dev/bin/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))')
+ASAN = detect_leaks=0:allocator_may_return_null=1
 PRELOAD = $(shell c++ -print-file-name=libasan.so):$(shell c++ -print-file-name=libubsan.so)
 FUZZ = import os, sys; sys.path[0] = os.path.abspath("build/fuzz-site"); import kpl_engine._core, pytest; \
-	sys.exit(pytest.main(["--capture=sys", "tests/solver/test_core_fuzz.py"]))
+	sys.exit(pytest.main(["--capture=sys", "tests/solver/test_core.py", "tests/solver/test_core_fuzz.py"]))
 core-fuzz: .venv-dev/ready-$(TORCH) | build
 	$(call configure,core-address,$(SANITIZED) -DKPL_CORE_MODULE=ON -DPython_EXECUTABLE="$(CURDIR)/.venv-dev/bin/python")
 	$(CMAKE) --build build/core-address --parallel $(JOBS) --target _core
 	rm -rf build/fuzz-site && mkdir build/fuzz-site && cp -r kpl_engine build/fuzz-site
 	$(CMAKE) --install build/core-address --prefix build/fuzz-site
-	PYTHONPATH="$(SITE)" LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 .venv-dev/bin/python -S -c '$(FUZZ)'
+	PYTHONPATH="$(SITE)" LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=$(ASAN) .venv-dev/bin/python -S -c '$(FUZZ)'
 
 bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py
