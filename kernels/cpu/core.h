@@ -13,6 +13,19 @@ namespace kpl {
 class Barrier;
 void wait(Barrier& barrier);
 
+// A run of steps that one member takes alone, or all take together. See pace.h.
+struct Burst {
+    int active;       // members that take part: 1, all of them, or 0 when the run is over
+    int64_t steps;    // at most
+    double patience;  // seconds a step may take before the burst is given up; 0: for ever
+    unsigned number;  // of bursts taken together
+};
+class Pace;
+Burst next_burst(Pace& pace, int64_t steps, bool given_up);  // the first member's
+Burst await_burst(Pace& pace, unsigned seen);                // the others'
+void end_bursts(Pace& pace);
+double now();  // seconds of a clock that only goes forward
+
 // One of `count` threads that work on one problem together.
 struct Member {
     int index;
@@ -59,6 +72,8 @@ struct ScheduleResult {
 // One problem in the dual form with the storage it works in. All members share it.
 struct DualTask {
     size_t n, d, c, ld, ldw, panels;
+    Pace* pace;
+    void* lead;  // the first member's loop, for the others to go on from
     Matrix X;
     ScheduleOptions options;
     double longest;    // max ‖x_i‖
@@ -79,6 +94,9 @@ struct DualTask {
 // One problem in the primal form. Rows are taken in blocks that stay in cache between their two products.
 struct PrimalTask {
     size_t n, d, c, ldw, block;
+    int slices;  // parts the rows are taken in, as many as members; how many threads take them changes no bit
+    Pace* pace;
+    void* lead;
     Matrix X;
     ScheduleOptions options;
     double longest;

@@ -330,39 +330,62 @@ inline void prepare_rest(const DualTask& task, const Member& member) {
     meet(member);
 }
 
-inline void run_dual(DualTask& task, const Member& member) {
-    const ScheduleOptions& options = task.options;
-    const DualRange range = share(task.panels, member);
-    double* scalars = task.scalars + size_t(member.index) * 4 * task.c;
-    Columns columns = {scalars, scalars + task.c, scalars + 2 * task.c, scalars + 3 * task.c, 1.0, false};
-    prepare(task, member);
-    for (size_t j = 0; j < task.c; ++j) columns.squared[j] = squared_length(task.W + j * task.ldw, task.ldw);
-    begin_at_w(task, member, columns, true);
-    prepare_rest(task, member);
-    StepSize step = first_step(options, task.n, task.c, task.longest);
-    int64_t done = 0;
-    bool settled = false, frozen = false;
-    while (done < options.iters && !settled) {
-        product_panels(task, range);
-        meet(member);
-        const double drift = columns.drift;
-        frozen = !plan_step(task, step, columns, done);
-        if (frozen) break;
-        task.changed[member.index * 8] = move_panels(task, range, columns.etas, columns.inverses) || columns.changed;
-        meet(member);
-        bool changed = done == 0;  // the first step may yet bring ‖w_j‖² to 1
-        for (int member_index = 0; member_index < member.count; ++member_index)
-            changed |= task.changed[member_index * 8] != 0;
-        if (!changed) columns.drift = drift;  // nothing was rounded: early exit or not, no fresh start may follow
-        settled = !changed && options.early_exit;
-        ++done;
-        if (columns.drift > options.max_drift) {  // after the last step too: Z is part of the result
-            combine(task, member, columns.t, columns.squared);
-            begin_at_w(task, member, columns, false);
-        }
+struct DualLoop {
+    Progress at;
+    Columns columns;
+};
+
+// Stand where `lead` stands; t, ‖w_j‖² and the drift are all that a step takes over from the one before.
+inline void follow_dual(const DualTask& task, const DualLoop& lead, DualLoop& loop) {
+    loop.at = lead.at;
+    loop.columns.drift = lead.columns.drift;
+    for (size_t j = 0; j < task.c; ++j) {
+        loop.columns.t[j] = lead.columns.t[j];
+        loop.columns.squared[j] = lead.columns.squared[j];
     }
-    combine(task, member, columns.t, columns.squared);
-    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled, frozen};
+}
+
+template <typename Tick>
+void dual_step(const DualTask& task, const Member& crew, DualLoop& loop, Tick tick) {
+    Columns& columns = loop.columns;
+    Progress& at = loop.at;
+    const DualRange range = share(task.panels, crew);
+    product_panels(task, range);
+    meet(crew);
+    const double drift = columns.drift;
+    at.frozen = !plan_step(task, at.step, columns, at.done);
+    if (at.frozen) return;
+    task.changed[crew.index * 8] = move_panels(task, range, columns.etas, columns.inverses) || columns.changed;
+    tick();
+    meet(crew);
+    bool changed = at.done == 0;  // the first step may yet bring ‖w_j‖² to 1
+    for (int other = 0; other < crew.count; ++other) changed |= task.changed[other * 8] != 0;
+    if (!changed) columns.drift = drift;  // nothing was rounded: early exit or not, no fresh start may follow
+    at.settled = !changed && task.options.early_exit;
+    ++at.done;
+    if (columns.drift > task.options.max_drift) {  // after the last step too: Z is part of the result
+        combine(task, crew, columns.t, columns.squared);
+        begin_at_w(task, crew, columns, false);
+    }
+}
+
+inline void run_dual(DualTask& task, const Member& member) {
+    double* scalars = task.scalars + size_t(member.index) * 4 * task.c;
+    DualLoop loop = {{first_step(task.options, task.n, task.c, task.longest), 0, false, false},
+                     {scalars, scalars + task.c, scalars + 2 * task.c, scalars + 3 * task.c, 1.0, false}};
+    if (member.index == 0) task.lead = &loop;
+    prepare(task, member);
+    for (size_t j = 0; j < task.c; ++j) loop.columns.squared[j] = squared_length(task.W + j * task.ldw, task.ldw);
+    begin_at_w(task, member, loop.columns, true);
+    prepare_rest(task, member);
+    run_bursts(
+        *task.pace, member, task.options, loop.at, task.changed + 1,
+        [&] { follow_dual(task, *static_cast<const DualLoop*>(task.lead), loop); },
+        [&](const Member& crew, auto tick) { dual_step(task, crew, loop, tick); });
+    combine(task, member, loop.columns.t, loop.columns.squared);
+    const Progress& at = loop.at;
+    if (member.index == 0)
+        task.result = {at.done, at.step.halvings, at.step.norm, at.step.last_change, at.settled, at.frozen};
 }
 
 }  // namespace

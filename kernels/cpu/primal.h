@@ -248,37 +248,57 @@ inline void similarities(const PrimalTask& task, double* S, size_t ld) {
     }
 }
 
+// `function(slice)` for the slices that this member of the crew takes; a slice looks like a member of its own.
+template <typename Function>
+void for_slices(const PrimalTask& task, const Member& crew, Function function) {
+    for (int slice = crew.index; slice < task.slices; slice += crew.count)
+        function(Member{slice, task.slices, nullptr});
+}
+
+inline double* norms_of(const PrimalTask& task, int slice) { return task.norms + size_t(slice) * (task.c + 8); }
+
+template <typename Tick>
+void primal_step(const PrimalTask& task, const Member& crew, Progress& at, Tick tick) {
+    for_slices(task, crew, [&](const Member& slice) { gradient(task, slice); });
+    meet(crew);
+    for_slices(task, crew, [&](const Member& slice) {
+        norms_of(task, slice.index)[task.c] = collect(task, slice, segment(task, slice));
+    });
+    meet(crew);
+    double squares = 0.0;
+    for (int slice = 0; slice < task.slices; ++slice) squares += norms_of(task, slice)[task.c];
+    const double eta = next_step(at.step, __builtin_sqrt(squares));
+    at.frozen = is_frozen(at.step, task.options, at.done);
+    if (at.frozen) return;
+    for_slices(task, crew, [&](const Member& slice) {
+        step_along(task, segment(task, slice), eta, norms_of(task, slice.index));
+    });
+    meet(crew);
+    for_slices(task, crew, [&](const Member& slice) {
+        task.changed[slice.index * 8] = take_step(task, slice, segment(task, slice));
+    });
+    tick();
+    meet(crew);
+    bool changed = !task.options.early_exit;
+    for (int slice = 0; slice < task.slices; ++slice) changed |= task.changed[slice * 8] != 0;
+    at.settled = !changed;
+    ++at.done;
+}
+
 inline void run_primal(PrimalTask& task, const Member& member) {
-    const ScheduleOptions& options = task.options;
-    const Segment own = segment(task, member);
-    double* norms = task.norms + size_t(member.index) * (task.c + 8);  // c lengths, then ‖G‖² of the segment
-    StepSize step = first_step(options, task.n, task.c, task.longest);
-    if (member.index == 0) gradient_total(task, member);
-    meet(member);
-    int64_t done = 0;
-    bool settled = false, frozen = false;
-    while (done < options.iters && !settled) {
-        gradient(task, member);
-        meet(member);
-        norms[task.c] = collect(task, member, own);
-        meet(member);
-        double squares = 0.0;
-        for (int other = 0; other < member.count; ++other)
-            squares += task.norms[size_t(other) * (task.c + 8) + task.c];
-        const double eta = next_step(step, __builtin_sqrt(squares));
-        frozen = is_frozen(step, options, done);
-        if (frozen) break;
-        step_along(task, own, eta, norms);
-        meet(member);
-        task.changed[member.index * 8] = take_step(task, member, own);
-        meet(member);
-        bool changed = !options.early_exit;
-        for (int other = 0; other < member.count; ++other) changed |= task.changed[other * 8] != 0;
-        settled = !changed;
-        ++done;
+    Progress at = {first_step(task.options, task.n, task.c, task.longest), 0, false, false};
+    if (member.index == 0) {
+        task.lead = &at;
+        gradient_total(task, member);
     }
+    meet(member);
+    run_bursts(
+        *task.pace, member, task.options, at, task.changed + 1, [&] { at = *static_cast<const Progress*>(task.lead); },
+        [&](const Member& crew, auto tick) { primal_step(task, crew, at, tick); });
+    meet(member);
     write_logits(task, member);
-    if (member.index == 0) task.result = {done, step.halvings, step.norm, step.last_change, settled, frozen};
+    if (member.index == 0)
+        task.result = {at.done, at.step.halvings, at.step.norm, at.step.last_change, at.settled, at.frozen};
 }
 
 }  // namespace

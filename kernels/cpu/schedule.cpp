@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 
+#include "pace.h"
 #include "refine.h"
 #include "storage.h"
 #include "threads.h"
@@ -135,6 +136,8 @@ void solve_dual(const Problem& problem, Outcome& outcome) {
     task.longest = table.longest_row(problem.X, n, problem.d);
     task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
     load_labels(problem, task.W, task.ldw, task.P, task.ld, outcome);
+    Pace pace(problem.threads);
+    task.pace = &pace;
     run_together(problem.threads, [&](const Member& member) { table.run_dual(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
     store_rows(task.Z, task.ld, n, c, outcome.Z);
@@ -175,6 +178,9 @@ void solve_primal(const Problem& problem, Outcome& outcome) {
     task.longest = table.longest_row(problem.X, n, problem.d);
     task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
     load_labels(problem, task.W, task.ldw, P, task.ldp, outcome);
+    Pace pace(problem.threads);
+    task.pace = &pace;
+    task.slices = problem.threads;
     run_together(problem.threads, [&](const Member& member) { table.run_primal(task, member); });
     store_rows(task.W, task.ldw, problem.d, c, outcome.W);
     outcome.result = task.result;

@@ -12,6 +12,47 @@ inline void meet(const Member& member) {
     if (member.barrier) wait(*member.barrier);
 }
 
+// Where a run stands.
+struct Progress {
+    StepSize step;
+    int64_t done;
+    bool settled, frozen;
+};
+
+inline bool is_over(const Progress& at, const ScheduleOptions& options) {
+    return at.settled || at.frozen || at.done >= options.iters;
+}
+
+// Takes bursts of steps until the run is over, alone or together as the clock advises. `follow()` makes a member stand
+// where the first one does. `take(crew, tick)` takes one step and calls `tick()` before its last meeting, but after
+// another: there the first member says whether the burst has lost patience, and all have read it before it says more.
+template <typename Follow, typename Take>
+void run_bursts(Pace& pace, const Member& member, const ScheduleOptions& options, const Progress& at, int64_t* lost,
+                Follow follow, Take take) {
+    const Member alone = {0, 1, nullptr};
+    Burst burst = {0, 0, 0.0, 0};
+    int64_t taken = 0;
+    bool given_up = false;
+    while (!is_over(at, options)) {
+        burst = member.index == 0 ? next_burst(pace, taken, given_up) : await_burst(pace, burst.number);
+        if (member.index > 0) follow();
+        if (burst.active == 0) break;
+        const bool together = burst.active > 1, watches = together && member.index == 0;
+        double last = 0.0;
+        given_up = false;
+        for (taken = 0; taken < burst.steps && !given_up && !is_over(at, options); ++taken) {
+            take(together ? member : alone, [&] {
+                if (!watches) return;
+                const double time = now();
+                *lost = taken > 0 && time - last > burst.patience;  // the first step waits for sleepers to wake
+                last = time;
+            });
+            given_up = together && *lost != 0;
+        }
+    }
+    if (member.index == 0) end_bursts(pace);
+}
+
 // eta of the next step, lr halved if the norm grew.
 inline double next_step(StepSize& step, double norm) {
     if (norm > step.norm) {

@@ -1,0 +1,41 @@
+// Whether the threads of a run share its steps or one takes them alone, decided by the clock while it runs.
+//
+// Two threads halve a step on idle cores. On busy ones each meeting can cost a time slice of milliseconds, a thousand
+// times the step. Steps are therefore taken in bursts, and the first member, who keeps the clock, chooses who takes
+// the next one: it tries a short burst together, gives it up as soon as a step takes far longer than alone, and tries
+// again after ever longer bursts alone. What a step computes does not depend on who takes it.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+
+#include "core.h"
+
+namespace kpl {
+
+class Pace {
+public:
+    explicit Pace(int count) : count_(count) {}
+
+    // For the first member: the next burst, after `steps` steps were taken.
+    Burst next(int64_t steps, bool given_up);
+    // For the first member: no burst comes any more.
+    void finish();
+    // For the others: sleeps until a burst is to be taken together; none (active 0) when the run is over.
+    Burst await(unsigned seen);
+
+private:
+    Burst choose(int64_t steps, double seconds, bool given_up);
+
+    const int count_;
+    Burst burst_ = {0, 0, 0.0, 0};
+    double started_ = 0.0;
+    double alone_ = 0.0;    // seconds of a step taken alone
+    int64_t backoff_ = 64;  // steps alone before the next try together
+    int kept_ = 0;          // bursts together in a row
+    bool over_ = false;
+    std::mutex lock_;
+    std::condition_variable told_;
+};
+
+}  // namespace kpl
