@@ -39,8 +39,8 @@ Burst Pace::choose(int64_t steps, double seconds, bool given_up) {
 }
 
 Burst Pace::next(int64_t steps, bool given_up) {
-    const Burst burst = choose(steps, now() - started_, given_up);
-    started_ = now();
+    const Burst burst = choose(steps, clock_() - started_, given_up);
+    started_ = clock_();
     if (burst.active > 1) {
         {
             const std::lock_guard<std::mutex> guard(lock_);

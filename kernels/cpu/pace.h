@@ -15,7 +15,7 @@ namespace kpl {
 
 class Pace {
 public:
-    explicit Pace(int count) : count_(count) {}
+    explicit Pace(int count, double (*clock)() = now) : count_(count), clock_(clock) {}
 
     // For the first member: the next burst, after `steps` steps were taken.
     Burst next(int64_t steps, bool given_up);
@@ -28,6 +28,7 @@ private:
     Burst choose(int64_t steps, double seconds, bool given_up);
 
     const int count_;
+    double (*const clock_)();  // seconds
     Burst burst_ = {0, 0, 0.0, 0};
     double started_ = 0.0;
     double alone_ = 0.0;    // seconds of a step taken alone
