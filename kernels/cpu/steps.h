@@ -49,6 +49,8 @@ void run_bursts(Pace& pace, const Member& member, const ScheduleOptions& options
             });
             given_up = together && *lost != 0;
         }
+        // All have read what the burst left in shared memory before the first member goes on alone and writes again.
+        if (together) meet(member);
     }
     if (member.index == 0) end_bursts(pace);
 }
