@@ -71,14 +71,6 @@ void bound_squared_lengths(const AnyMatrix& X, const Out<double, 1>& lengths, in
     squared_lengths(images, lengths.data());
 }
 
-void bound_solve_factored(const Rows& L, const WritableRows& F) {
-    const size_t m = L.shape(0);
-    expect_shape(m > 0 && L.shape(1) == m, "L: expected a square matrix");
-    expect_shape(F.shape(0) == m && F.shape(1) > 0, "F: expected (m, c) with the m of L");
-    const nb::gil_scoped_release release;
-    solve_factored(L.data(), m, F.data(), F.shape(1));
-}
-
 }  // namespace
 
 void bind_linear(nb::module_& m) {
@@ -97,8 +89,6 @@ void bind_linear(nb::module_& m) {
           "Fills what a Solution holds from W (d, c) float64; false when a number left the range of float32.");
     m.def("squared_lengths", bound_squared_lengths, nb::arg("X"), nb::arg("lengths").noconvert(), nb::arg("threads"),
           "Fills lengths (n,) with the squared length of each row.");
-    m.def("solve_factored", bound_solve_factored, nb::arg("L"), nb::arg("F").noconvert(),
-          "F (m, c) <- (L L^T)^-1 F in place.");
 }
 
 }  // namespace kpl

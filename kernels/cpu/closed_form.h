@@ -56,7 +56,4 @@ struct Finish {
 // False when a number left the range of float32.
 bool finish(const Images& images, size_t c, const Finish& out);
 
-// F (m, c) row by row <- (L Lᵀ)^-1 F, with L (m, m) lower triangular.
-void solve_factored(const double* L, size_t m, double* F, size_t c);
-
 }  // namespace kpl

@@ -22,7 +22,7 @@ public:
     void condition(const Member& member, const double* along, double ridge) const;
     bool factor() const;  // false unless positive definite
 
-    Factor result() const { return {matrix_, size_, ld_, true}; }
+    Factor result() const { return {matrix_, size_, ld_}; }
 
 private:
     float* at(size_t p, size_t q) const { return matrix_ + p * block_ * ld_ + q * block_; }

@@ -165,7 +165,7 @@ private:
         const double now = difference_ > 1e-14 ? error / difference_ : 0.0;
         if (now <= task_.tolerance) return end(Ending::kReached, now);
         if (!(now <= 0.5 * result_.residual)) return end(Ending::kStalled, now);
-        if (result_.corrections == task_.max_corrections) return end(Ending::kUnfinished, now);
+        if (result_.corrections >= task_.max_corrections) return end(Ending::kUnfinished, now);
         result_.residual = now;
         return true;
     }

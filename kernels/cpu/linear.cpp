@@ -1,4 +1,4 @@
-// Sums over images, the finishing of a solution, and solves with a given factor.
+// Sums over images, and the finishing of a solution.
 #include <limits>
 
 #include "passes.h"
@@ -152,20 +152,5 @@ void squared_lengths(const Images& images, double* lengths) {
 }
 
 bool finish(const Images& images, size_t c, const Finish& out) { return Finisher(images, c, out).run(); }
-
-void solve_factored(const double* L, size_t m, double* F, size_t c) {
-    const Kernels& table = kernels();
-    const size_t ld = round_up(m, table.panel);
-    Storage storage;
-    const size_t upper = storage.add(m, ld), columns = storage.add(c, ld), panel = storage.add(c, table.panel);
-    storage.allocate();
-    double *U = storage.at(upper), *y = storage.at(columns);
-    for (size_t i = 0; i < m; ++i)
-        for (size_t k = 0; k <= i; ++k) U[k * ld + i] = L[i * m + k];
-    load_columns(F, m, c, y, ld);
-    table.linear->solve({U, m, ld, false}, y, ld, c, storage.at(panel));
-    for (size_t i = 0; i < m; ++i)
-        for (size_t j = 0; j < c; ++j) F[i * c + j] = y[j * ld + i];
-}
 
 }  // namespace kpl

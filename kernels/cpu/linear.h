@@ -1,7 +1,7 @@
 // Kernels of the closed form (docs/method.md 3c): passes over rows of X (n, d) and triangular solves, all in float64.
 //
 //   project, accumulate   2 n d c flops each, 4 or 8 bytes of X per entry, read once per group of columns
-//   solve                 2 m² c flops and two passes over the upper half of U, 4 or 8 m² bytes in all
+//   solve                 2 m² c flops and two passes over the upper half of U, 4 m² bytes in all
 //
 // Every column of a result is computed by the same sequence of operations wherever it stands among the others, so
 // that two classes with equal labels stay equal to the last bit. multiply() of product.h does not promise that.
@@ -71,16 +71,14 @@ void square_rows(const Number* X, ptrdiff_t stride, size_t rows, size_t width, d
 }
 
 // The diagonal block of a solve, `rows` unknowns of one column in place; U from (0, 0) of the block on.
-template <typename Number>
-void solve_block_transposed(const Number* U, size_t ldu, size_t rows, double* y) {
+void solve_block_transposed(const float* U, size_t ldu, size_t rows, double* y) {
     for (size_t k = 0; k < rows; ++k) {
         y[k] /= double(U[k * ldu + k]);
         for (size_t i = k + 1; i < rows; ++i) y[i] -= double(U[k * ldu + i]) * y[k];
     }
 }
 
-template <typename Number>
-void solve_block(const Number* U, size_t ldu, size_t rows, double* y) {
+void solve_block(const float* U, size_t ldu, size_t rows, double* y) {
     for (size_t k = rows; k-- > 0;) {
         y[k] /= double(U[k * ldu + k]);
         for (size_t i = 0; i < k; ++i) y[i] -= double(U[i * ldu + k]) * y[k];
@@ -89,8 +87,9 @@ void solve_block(const Number* U, size_t ldu, size_t rows, double* y) {
 
 // y <- U^-T y, then y <- U^-1 y, a panel of unknowns at a time: sums of the rows above the panel on the way down, dot
 // products to its right on the way up, both along the rows of U. y is zero from m to the end of a vector.
-template <typename Number>
-void solve_columns(const Number* U, size_t ldu, size_t m, double* y, size_t ldy, size_t columns, double* work) {
+void solve(const Factor& factor, double* y, size_t ldy, size_t columns, double* work) {
+    const float* U = factor.data;
+    const size_t m = factor.size, ldu = factor.ld;
     for (size_t first = 0; first < m; first += kPanel) {
         for (size_t k = 0; k < columns * kPanel; ++k) work[k] = 0.0;
         accumulate_panel<kPanelVectors>(U + first, ptrdiff_t(ldu), first, y, ldy, columns, work, kPanel);
@@ -152,13 +151,6 @@ void soften(double* Z, size_t ldz, size_t classes, size_t count, double tau) {
         const Vec inverse = 1.0 / total;
         for (size_t j = 0; j < classes; ++j) store(Z + j * ldz + i, load(Z + j * ldz + i) * inverse);
     }
-}
-
-void solve(const Factor& U, double* y, size_t ldy, size_t columns, double* work) {
-    if (U.is_float32)
-        solve_columns(static_cast<const float*>(U.data), U.ld, U.size, y, ldy, columns, work);
-    else
-        solve_columns(static_cast<const double*>(U.data), U.ld, U.size, y, ldy, columns, work);
 }
 
 const LinearKernels linear_kernels = {project, accumulate, squares, soften, solve, update, factor_diagonal, divide};

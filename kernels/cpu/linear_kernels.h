@@ -13,11 +13,10 @@ struct RowBlock {
     bool is_float32;
 };
 
-// Upper triangular U with UᵀU = A, (size, ld), rows readable over whole panels; nothing below the diagonal is used.
+// Upper triangular U with UᵀU = A, float32, (size, ld), rows readable over whole panels; nothing below the diagonal is used.
 struct Factor {
-    const void* data;
+    const float* data;
     size_t size, ld;
-    bool is_float32;
 };
 
 // Columns are stored one after the other: V (columns, ldv), z (columns, ldz).

@@ -46,7 +46,6 @@ __all__ = [
     "ClosedForm",
     "first_order",
     "has_direction",
-    "positive_inverse",
     "project_both_sides",
     "regime_fault",
     "schedule_fault",
@@ -234,7 +233,7 @@ def _inverse(X: Floats, u: Float64, ridge: float, dtype: type[np.floating[Any]])
         along = features @ u.astype(dtype)  # (n,)
         small = features @ features.T - along[:, None] * along
         small.flat[:: n + 1] += n * ridge
-        explicit = np.linalg.inv(small)  # (n, n)
+        explicit = np.linalg.inv(small).astype(np.float64)  # (n, n)
         B = X.astype(np.float64) - np.outer(X.astype(np.float64) @ u, u)  # (n, d)
         return lambda F: np.asarray((F - B.T @ (explicit @ (B @ F))) / ridge, dtype=np.float64)
     moment = np.zeros((d, d), dtype)
@@ -248,21 +247,6 @@ def _inverse(X: Floats, u: Float64, ridge: float, dtype: type[np.floating[Any]])
     def inverse(F: Float64) -> Float64:
         solved = M @ F
         return np.asarray(solved - np.outer(z, u @ solved) + np.outer(u, u @ F) / ridge, dtype=np.float64)
-
-    return inverse
-
-
-def positive_inverse(matrix: Floats) -> _Inverse:
-    """``matrix^-1`` as a function, for a symmetric positive definite (m, m); else `numpy.linalg.LinAlgError`."""
-    core = cpu.core()
-    if core is None:
-        return lambda F: np.asarray(np.linalg.solve(matrix, F), dtype=np.float64)
-    factor = np.linalg.cholesky(matrix)  # (m, m) lower
-
-    def inverse(F: Float64) -> Float64:
-        solved = np.array(F, dtype=np.float64, order="C")
-        core.solve_factored(factor, solved)
-        return solved
 
     return inverse
 

@@ -14,7 +14,7 @@ from kpl_engine.arrays import Float32, Float64, Ints, check_array
 from kpl_engine.errors import ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import FrozenProxies, as_float32
 from kpl_engine.solver.checks import check_count, check_magnitude, check_positive
-from kpl_engine.solver.closed_form import first_order, has_direction, positive_inverse, project_both_sides
+from kpl_engine.solver.closed_form import first_order, has_direction, project_both_sides
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.softmax import softmax
 from kpl_engine.solver.text_proxy import check_features
@@ -140,10 +140,13 @@ class StreamSums:
         matrix = project_both_sides(self.second_moment / self.num_images, mean / mu)
         matrix[np.diag_indices(d)] += tau_i * mu
 
-        try:
-            W, e = first_order(mean, means * q, positive_inverse(matrix), self.num_images, tau_i)
-        except np.linalg.LinAlgError as error:
-            raise SolverError(f"the ridge tau_i = {tau_i:g} is lost in rounding; use a larger tau_i") from error
+        def inverse(F: Float64) -> Float64:
+            try:
+                return np.asarray(np.linalg.solve(matrix, F), dtype=np.float64)
+            except np.linalg.LinAlgError as error:
+                raise SolverError(f"the ridge tau_i = {tau_i:g} is lost in rounding; use a larger tau_i") from error
+
+        W, e = first_order(mean, means * q, inverse, self.num_images, tau_i)
         return FrozenProxies(
             proxies=as_float32(W),
             discriminants=as_float32(e * self.num_images),

@@ -228,7 +228,7 @@ def calls(n, d, c):
     """Right arguments of each function of the core that takes arrays."""
     random = np.random.default_rng(n * d * c)
     X, P = random.normal(size=(n, d)).astype(np.float32), random.random((n, c)) / (n * c)
-    T, M, m = np.ascontiguousarray(random.normal(size=(d, c))), 2 * c, n + 1
+    T, M = np.ascontiguousarray(random.normal(size=(d, c))), 2 * c
     E, offsets = random.normal(size=(M, d)).astype(np.float32), np.arange(0, M + 1, 2)
     narrow = [np.zeros(shape, dtype=np.float32) for shape in ((d, c), (d, c), (n, c), (n, c))]
     schedule = (X, T, P, np.zeros((d, c)), np.zeros((n, c)), 10.0, 0.04, 3, 1e4)
@@ -240,8 +240,8 @@ def calls(n, d, c):
         "rows_fit": (X, 1e6, 2),
         "moments": (X, P, np.zeros(d), np.zeros((c, d)), 2),
         "fixed_point": (X, P, X.mean(axis=0, dtype=float), P.T @ X, np.zeros((d, c)), 0.04, 1e-9, 5, 2),
+        "squared_lengths": (X, np.zeros(n), 2),
         "finish": (X, T, 1.0, *narrow, np.zeros(n, np.int64), np.zeros(n, np.bool_), 2),
-        "solve_factored": (np.tril(random.normal(size=(m, m))) + 5 * np.eye(m), np.ones((m, c))),
     }
 
 

@@ -291,15 +291,3 @@ def test_a_matrix_that_is_not_positive_is_the_same_fault_as_ever(problem):
     singular = np.repeat(X[:, :1], 32, axis=1)  # rank one, and a ridge below its rounding
     with pytest.raises(SolverError, match="closed_form does not hold"):
         learn_proxies(singular * 1e11, T, P, tau_i=1e-12, solver="closed_form")
-
-
-def test_inverse_of_a_positive_matrix():
-    random = np.random.default_rng(3)
-    for m in (1, 17, 80):
-        A = random.normal(size=(m, m))
-        A = A @ A.T + np.eye(m)
-        F = random.normal(size=(m, 3))
-        kept = F.copy()
-        solved = closed_form.positive_inverse(A)(F)
-        assert np.abs(A @ solved - F).max() < 1e-11
-        np.testing.assert_array_equal(F, kept)

@@ -146,27 +146,6 @@ void check_not_positive() {
     expect(result.ending == kpl::Ending::kNotPositive, "overflow: ending %d", int(result.ending));
 }
 
-void check_solve_factored(size_t m) {
-    check::Random random(m);
-    std::vector<double> L(m * m, 1e300), x(m * 3), F(m * 3);  // nothing above the diagonal is read
-    for (size_t i = 0; i < m; ++i)
-        for (size_t k = 0; k <= i; ++k)
-            L[i * m + k] = i == k ? 1.0 + random.uniform(0.0, 1.0) : random.normal() / double(m);
-    for (double& value : x) value = random.normal();
-    for (size_t j = 0; j < 3; ++j) {
-        std::vector<Real> y(m);
-        for (size_t k = 0; k < m; ++k)
-            for (size_t i = k; i < m; ++i) y[k] += Real(L[i * m + k]) * x[i * 3 + j];
-        for (size_t i = 0; i < m; ++i) {
-            Real sum = 0;
-            for (size_t k = 0; k <= i; ++k) sum += Real(L[i * m + k]) * y[k];
-            F[i * 3 + j] = double(sum);
-        }
-    }
-    kpl::solve_factored(L.data(), m, F.data(), 3);
-    for (size_t k = 0; k < m * 3; ++k) expect(std::fabs(F[k] - x[k]) < 1e-12, "solve m = %zu at %zu", m, k);
-}
-
 struct Finished {
     std::vector<float> proxies, discriminants, logits, scores;
     std::vector<int64_t> labels;
@@ -235,7 +214,6 @@ void run() {
     check_finish(make(1, 1, 1, 1));
     check_equal_classes();
     check_not_positive();
-    for (size_t m : {1, 7, 32, 33, 100}) check_solve_factored(m);
 }
 
 }  // namespace
