@@ -120,7 +120,8 @@ void zero_strides() {
     }
 }
 
-// One image, one step with eta G = W exactly: that column has no length, and keeps its direction.
+// One image, one step with eta G = W exactly: that column has no length, and keeps its direction, and its length until
+// another step moves it.
 void vanishing_column() {
     const Values in = {1, 2, 2, {1.0, 0.0}, {1.0, 1.0, 0.0, 0.0}, {0.0, 0.5}};
     for (const char* form : {"dual", "primal"})
@@ -129,6 +130,8 @@ void vanishing_column() {
             const bool stayed = twin::same_bits(found.W, in.T) && found.Z[0] == 1.0 && found.Z[1] == 1.0;
             expect(stayed, "%s: the vanished column moved", form);
         }
+    const Values longer = {1, 2, 2, {1.0, 0.0}, {2.0, 2.0, 0.0, 0.5}, {0.0, 0.5}};
+    for (const long steps : {1, 2, 3}) hold_to_twin(longer, 4.0, 1.0, steps, 1e4, {{"dual"}, {"primal"}});
 }
 
 }  // namespace
