@@ -7,9 +7,9 @@
 // that two classes with equal labels stay equal to the last bit. multiply() of product.h does not promise that.
 #pragma once
 
+#include "dots.h"
 #include "factor.h"
 #include "linear_kernels.h"
-#include "primal.h"
 #include "product.h"
 
 namespace kpl {
