@@ -10,11 +10,13 @@ import numpy as np
 
 from kpl_engine.arrays import Float64, Floats
 from kpl_engine.config import LabelMethod, OtIters
+from kpl_engine.errors import SolverError
 from kpl_engine.solver.schedule import FLAT, MAX_DRIFT, Form, ScheduleRun
 
 __all__ = ["LabelChoice", "ScheduleTask", "run_compiled", "run_many_compiled"]
 
 _METHODS: tuple[LabelMethod, ...] = ("softmax", "sinkhorn", "stable_greenkhorn", "stream")  # as in kernels/cpu/core.h
+_MOST_STEPS = 2**62  # more than any run takes; the core counts in 64 bits
 _Record = tuple[int, int, float, float, bool, bool, float, int, float, float]
 
 
@@ -81,8 +83,22 @@ def run_many_compiled(
         (task.X, task.T, _labels(task), W, Z, *_numbers(task), form == "dual", threads_each)
         for task, form, (W, Z) in zip(tasks, forms, outputs, strict=True)
     ]
-    records = core.solve_many(problems, threads)
+    try:
+        records = core.solve_many(problems, threads)
+    except MemoryError as error:
+        raise SolverError(_too_large(tasks, forms)) from error
+    except RuntimeError as error:  # std::system_error
+        raise SolverError(
+            f"num_threads: expected threads that the system can start, got {threads} x {threads_each} ({error}); "
+            "use fewer"
+        ) from error
     return [_as_run(W, Z, record, form) for (W, Z), record, form in zip(outputs, records, forms, strict=True)]
+
+
+def _too_large(tasks: Sequence[ScheduleTask], forms: Sequence[Form]) -> str:
+    most = max((task.sizes[0] for task, form in zip(tasks, forms, strict=True) if form == "dual"), default=0)
+    need = f"the dual form of {most} images needs {8e-9 * most * most:.3g} GB" if most else "the primal form"
+    return f"the schedule: expected memory for it, got none ({need}); use solver='schedule_primal' or fewer images"
 
 
 def _labels(task: ScheduleTask) -> Float64 | tuple[int, float, float, int, Float64 | None, float]:
@@ -92,7 +108,7 @@ def _labels(task: ScheduleTask) -> Float64 | tuple[int, float, float, int, Float
 
 
 def _numbers(task: ScheduleTask) -> tuple[float, float, int, float, float]:
-    return task.lr, task.tau_i, task.iters, MAX_DRIFT, task.movement
+    return task.lr, task.tau_i, min(task.iters, _MOST_STEPS), MAX_DRIFT, task.movement
 
 
 def _outputs(task: ScheduleTask) -> tuple[Float64, Float64]:
