@@ -69,7 +69,7 @@ inline bool any(Bits value) {
     return found != 0;
 }
 
-// e^x. Relative error below 1.2 ulp (tests/test_core.cpp measures it).
+// e^x. Error below 1.2 ulp (tests/test_simd.cpp measures up to 1.09).
 //   x = k ln2 + r, |r| <= ln2/2;  e^r = 1 + r + r² q(r), q of degree 9 by Chebyshev interpolation (error 1.6e-17).
 // kGradual: underflows gradually to 0 and gives 0 for -inf, infinity above 709.78. Otherwise x is held to
 // [-708, 709]: where a term is added to 1 that costs nothing, and saves a multiplication. NaN stays NaN in both.

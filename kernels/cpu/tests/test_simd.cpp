@@ -16,7 +16,7 @@ using Real = long double;  // 64 bits of mantissa on x86-64, 113 on aarch64: eit
 
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-// Measured over 4 million random arguments: 0.96 ulp with fused multiply-add, 1.1 without it (baseline).
+// Measured over 4 million arguments a range: 1.084 ulp with fused multiply-add, 1.049 without it (baseline).
 constexpr double kBound = 1.2;
 // An emulated machine computes expl in software, 50 times slower.
 constexpr int kSamples = LDBL_MANT_DIG > 64 ? 4000 : 200000;
