@@ -64,6 +64,16 @@ nb::tuple run(const AnyMatrix& X, const AnyMatrix& T, const Rows& P, const Writa
     return record(outcome);
 }
 
+void multiply(const AnyMatrix& X, const AnyMatrix& T, const WritableRows& out) {
+    const size_t n = X.shape(0), d = X.shape(1), c = T.shape(1);
+    expect_shape(n > 0 && d > 0 && c > 0, "X, T: expected no empty axis");
+    expect_shape(T.shape(0) == d, "T: expected (d, c) with the d of X");
+    expect_shape(out.shape(0) == n && out.shape(1) == c, "out: expected (n, c)");
+    const Matrix images = matrix_of(X, "X"), columns = matrix_of(T, "T");
+    const nb::gil_scoped_release release;
+    multiply_rows(images, n, d, columns, c, out.data());
+}
+
 struct Task {
     Problem problem;
     Outcome outcome;
@@ -104,6 +114,8 @@ nb::list solve_many(const nb::list& problems, int threads) {
 }  // namespace
 
 void bind_schedule(nb::module_& m) {
+    m.def("multiply_rows", multiply, nb::arg("X"), nb::arg("T"), nb::arg("out").noconvert(),
+          "out (n, c) <- X T in float64; a row does not depend on its neighbours, to the bit.");
     const char* text =
         "Run the schedule from T with hardened labels P; fills W (d, c) and Z (n, c).\n\n"
         "Returns (iterations, halvings, gradient norm, last relative change of it, left by early exit, frozen,\n"

@@ -44,9 +44,8 @@ bool needs_shift(const Problem& problem, double longest, double widest) {
     return 2 * longest * std::max(1.0, widest) / problem.options.tau_i > kSafeExponent;
 }
 
-// P (c, ld) from X and W = T (c, ldw): similarities, labels, hardening.
-size_t make_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld) {
-    const Kernels& table = kernels();
+// S (c, ld) <- X W with W (c, ldw); `copy` (kBlockRows, ldw) is work space.
+void find_similarities(const Problem& problem, double* W, size_t ldw, double* copy, double* S, size_t ld) {
     PrimalTask task = {};
     task.n = problem.n;
     task.d = problem.d;
@@ -55,11 +54,17 @@ size_t make_labels(const Problem& problem, double* W, size_t ldw, double* P, siz
     task.block = kBlockRows;
     task.X = problem.X;
     task.W = W;
+    task.work = copy;
+    kernels().similarities(task, S, ld);
+}
+
+// P (c, ld) from X and W = T (c, ldw): similarities, labels, hardening.
+size_t make_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld) {
+    const Kernels& table = kernels();
     Storage storage;
     const size_t copy = storage.add(kBlockRows, ldw), work = storage.add(1, label_work(problem.c, ld));
     storage.allocate();
-    task.work = storage.at(copy);
-    table.similarities(task, P, ld);
+    find_similarities(problem, W, ldw, storage.at(copy), P, ld);
     const LabelChoice& choice = problem.labels;
     table.refine({problem.n, problem.c, ld, choice.method, choice.tau_t, choice.gamma, choice.iters, choice.prior, P, P,
                   storage.at(work)});
@@ -98,6 +103,17 @@ size_t padded(size_t count, size_t unit) {
 }
 
 }  // namespace
+
+void multiply_rows(const Matrix& X, size_t n, size_t d, const Matrix& T, size_t c, double* out) {
+    const size_t ldw = round_up(d, kernels().lanes);
+    const Problem problem = {n, d, c, X, T, nullptr, {}, {}, 1};
+    Storage storage;
+    const size_t columns = storage.add(c, ldw), copy = storage.add(kBlockRows, ldw), product = storage.add(c, n);
+    storage.allocate();
+    load_start(problem, storage.at(columns), ldw);
+    find_similarities(problem, storage.at(columns), ldw, storage.at(copy), storage.at(product), n);
+    store_rows(storage.at(product), n, n, c, out);
+}
 
 void solve_dual(const Problem& problem, Outcome& outcome) {
     const auto start = Clock::now();

@@ -36,7 +36,10 @@ struct Outcome {
     double seconds;        // spent on everything
 };
 
-// Both throw std::bad_alloc when the storage cannot be had, before anything is computed, and std::system_error when
+// out (n, c) <- X T row by row, in float64; a row does not depend on its neighbours, to the bit.
+void multiply_rows(const Matrix& X, size_t n, size_t d, const Matrix& T, size_t c, double* out);
+
+// All throw std::bad_alloc when the storage cannot be had, before anything is computed, and std::system_error when
 // threads cannot.
 void solve_dual(const Problem& problem, Outcome& outcome);
 void solve_primal(const Problem& problem, Outcome& outcome);

@@ -12,6 +12,7 @@ import numpy as np
 from kpl_engine.arrays import Bools, Float32, Float64, Floats, Ints
 from kpl_engine.config import MethodConfig, MethodName, ModeName
 from kpl_engine.errors import ConfigError, ShapeError
+from kpl_engine.solver import cpu
 from kpl_engine.solver.base import Answer, Notice, Solution, TextProxies, as_float32
 from kpl_engine.solver.guards import answer_notices
 from kpl_engine.solver.online import OnZeta
@@ -25,6 +26,7 @@ __all__ = [
     "check_method",
     "linear_outcome",
     "make_answer",
+    "multiply_rows",
     "of_width",
     "online_outcome",
     "similarities_of",
@@ -87,7 +89,17 @@ def of_width(X: Float32, proxies: Floats) -> Float32:
 def similarities_of(X: Float32, text: TextProxies) -> Float64:
     if text.logits is not None:
         return text.logits.astype(np.float64)
-    return np.asarray(X.astype(np.float64) @ text.proxies, dtype=np.float64)
+    return multiply_rows(X, text.proxies)
+
+
+def multiply_rows(X: Float32, columns: Floats) -> Float64:
+    """``X columns`` (n, c) in float64. In the core a row does not depend on its neighbours, to the bit."""
+    core = cpu.core()
+    if core is None:
+        return np.asarray(X.astype(np.float64) @ columns, dtype=np.float64)
+    product = np.empty((len(X), columns.shape[1]))  # (n, c) float64
+    core.multiply_rows(X, columns, product)
+    return product
 
 
 def linear_outcome(
@@ -95,7 +107,7 @@ def linear_outcome(
 ) -> Outcome:
     """``softmax(X discriminants / temperature)``; ``scores`` replaces the product where it differs."""
     if scores is None:
-        scores = np.asarray(X.astype(np.float64) @ discriminants, dtype=np.float64)  # (n, c) float64
+        scores = multiply_rows(X, discriminants)
     return Outcome(
         probabilities=softmax(scores, temperature),
         logits=scores,
