@@ -11,9 +11,12 @@ brings with scikit-learn.
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import time
 from typing import Any
+
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when NumPy loads
 
 import numpy as np
 from record import machine_record, save
@@ -41,11 +44,11 @@ def step_seconds(task: ScheduleTask, name: str, form: str, guess: float) -> floa
     for _ in range(3):
         spent = []
         for iters in (steps, 2 * steps):
-            now = ScheduleTask(task.X, task.T, task.P, task.lr, iters, task.tau_i)
+            now = ScheduleTask(task.X, task.T, task.labels, task.lr, iters, task.tau_i)
             start = time.perf_counter()
             if name == "numpy":
                 run = schedule.run_dual if form == "dual" else schedule.run_primal
-                run(now.X, now.T, now.P, now.lr, now.iters, now.tau_i)
+                run(now.X, now.T, now.labels, now.lr, now.iters, now.tau_i)
             else:
                 compiled.run_compiled(cpu.core(), now, form, 1, early_exit=False)
             spent.append(time.perf_counter() - start)
