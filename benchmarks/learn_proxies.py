@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=2 python benchmarks/learn_proxies.py
 
-All rivals run in one process, round-robin, on the same features and labels and the same number of
-threads; the load of the machine is recorded, for torch's threads suffer most from neighbours. The
+All rivals run in one process, round-robin with a pause between, on the same features and labels and the
+same number of threads; the load of the machine is recorded, for threads suffer from neighbours. The
 NumPy loop is there because the matrix product of the PyTorch wheel is slow on some processors when
 one operand has only a few columns: it shows what the method gains, not what the library does.
 Beside each time stand the error of the logits and the share of labels of the float64 schedule
@@ -50,6 +50,7 @@ GOALS = {
     (27558, 768, 2): (2, 100),
 }
 LABELS = ("stable_greenkhorn", "sinkhorn")
+PAUSE_S = 0.25  # the threads of OpenBLAS spin for 0.1 s after their last product, on a core that the next rival needs
 Rival = Callable[[], tuple[Any, Any, str]]  # logits (n, c), labels (n,), what ran
 
 
@@ -110,6 +111,7 @@ def measure(size: tuple[int, int, int], labels: str, repeats: int, rates: dict[s
     for _ in range(repeats):
         for name, run in rivals.items():
             for _ in range(1 if name == "torch float32" or (times[name] and times[name][0] > 20) else 5):
+                time.sleep(PAUSE_S)
                 start = time.perf_counter()
                 found[name] = run()
                 times[name].append((time.perf_counter() - start) * 1e3)

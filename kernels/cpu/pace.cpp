@@ -9,11 +9,10 @@ namespace kpl {
 namespace {
 
 constexpr int64_t kTry = 8;            // steps of a first burst, alone or together
-constexpr int64_t kKeep = 64;          // steps of a burst together that goes well
-constexpr int64_t kMostAlone = 4096;   // steps after which the others are tried again at the latest
+constexpr int64_t kKeep = 64;          // steps of a burst together that goes well, and the fewest alone after one that did not
 constexpr double kTooLong = 4.0;       // a step together that takes this many times one alone ends the burst
 constexpr double kWorthIt = 0.9;       // share of the time alone below which the others stay
-constexpr int kTrusted = 8;            // good bursts after which an old failure is forgotten
+constexpr double kPenance = 8.0;       // time alone after a try that failed, in units of what the try lost
 
 }  // namespace
 
@@ -29,12 +28,9 @@ Burst Pace::choose(int64_t steps, double seconds, bool given_up) {
         return {count_, kTry, kTooLong * alone_, number + 1};
     }
     if (given_up || step > kWorthIt * alone_) {
-        const int64_t alone = backoff_;
-        backoff_ = std::min(2 * backoff_, kMostAlone);
-        kept_ = 0;
-        return {1, alone, 0.0, number};
+        const double lost = std::max(seconds / alone_ - double(steps), 0.0);  // in steps alone
+        return {1, kKeep + int64_t(std::min(kPenance * lost, 1e9)), 0.0, number};
     }
-    if (++kept_ >= kTrusted) backoff_ = 64;
     return {count_, kKeep, kTooLong * alone_, number + 1};
 }
 

@@ -3,7 +3,7 @@
 // Two threads halve a step on idle cores. On busy ones each meeting can cost a time slice of milliseconds, a thousand
 // times the step. Steps are therefore taken in bursts, and the first member, who keeps the clock, chooses who takes
 // the next one: it tries a short burst together, gives it up as soon as a step takes far longer than alone, and tries
-// again after ever longer bursts alone. What a step computes does not depend on who takes it.
+// again after it has worked alone for eight times what the try lost. What a step computes does not depend on who takes it.
 #pragma once
 
 #include <condition_variable>
@@ -31,9 +31,7 @@ private:
     double (*const clock_)();  // seconds
     Burst burst_ = {0, 0, 0.0, 0};
     double started_ = 0.0;
-    double alone_ = 0.0;    // seconds of a step taken alone
-    int64_t backoff_ = 64;  // steps alone before the next try together
-    int kept_ = 0;          // bursts together in a row
+    double alone_ = 0.0;  // seconds of a step taken alone
     bool over_ = false;
     std::mutex lock_;
     std::condition_variable told_;

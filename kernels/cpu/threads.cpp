@@ -9,7 +9,7 @@ namespace kpl {
 
 namespace {
 
-constexpr int kSpins = 4000;  // about 20 us: longer than a step takes to even out, shorter than a time slice
+constexpr int kSpins = 400;  // about 10 us, what two members differ in a step; then a thread that waits for this core gets it
 
 inline void relax() {
 #if defined(__x86_64__)

@@ -53,7 +53,7 @@ void busy_cores_are_left_alone() {
 void no_gain_is_no_reason() {
     kpl::Pace pace(4, test_clock);
     const Tally tally = simulate(pace, 20000, 10e-6, 9.5e-6);
-    expect(tally.together < 200, "no gain: %lld steps together", static_cast<long long>(tally.together));
+    expect(tally.together < 20000 / 8, "no gain: %lld steps together", static_cast<long long>(tally.together));
 }
 
 void a_machine_that_falls_idle_is_noticed() {
