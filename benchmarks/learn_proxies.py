@@ -2,18 +2,18 @@
 
     OMP_NUM_THREADS=2 python benchmarks/learn_proxies.py
 
-All rivals run in one process, round-robin with a pause between, on the same features and labels and the
-same number of threads; the load of the machine is recorded, for threads suffer from neighbours. The
-NumPy loop is there because the matrix product of the PyTorch wheel is slow on some processors when
-one operand has only a few columns: it shows what the method gains, not what the library does.
+All rivals run in one process, round-robin with a pause between, on the same features and labels and
+the same number of threads; the load of the machine is recorded, for threads suffer from neighbours.
+The NumPy loop is there because the matrix product of the PyTorch wheel is slow on some processors
+when one operand has only a few columns: it shows what the method gains, not what the library does.
 Beside each time stand the error of the logits and the share of labels of the float64 schedule
 (`solver/reference.py`), the steps really taken, and the time as a share of the machine's limit: the
 multiply-adds of the products at the measured peak of the cores, plus the exponentials at their
 measured rate (`limit_ms`). With two classes a step reads a matrix for one multiply-add a number, so
 that reading is the nearer limit (`reading_ms`, at the rate measured for an array of that size).
 Labels are `stable_greenkhorn`, as in the method `kpl`; a second block uses `sinkhorn` labels, for
-which there is no closed form. `text + labels` is what comes before the proxies. Short calls are timed warm; the first one after the
-pause, on cold caches, stands apart (`first`).
+which there is no closed form. `text + labels` is what comes before the proxies. Short calls are
+timed warm; the first one after the pause, on cold caches, stands apart (`first`).
 """
 
 from __future__ import annotations
