@@ -45,7 +45,8 @@ bool needs_shift(const Problem& problem, double longest, double widest) {
 }
 
 // S (c, ld) <- X W with W (c, ldw); `copy` (kBlockRows, ldw) is work space.
-void find_similarities(const Problem& problem, double* W, size_t ldw, double* copy, double* S, size_t ld) {
+void find_similarities(const Kernels& table, const Problem& problem, double* W, size_t ldw, double* copy, double* S,
+                       size_t ld) {
     PrimalTask task = {};
     task.n = problem.n;
     task.d = problem.d;
@@ -55,16 +56,15 @@ void find_similarities(const Problem& problem, double* W, size_t ldw, double* co
     task.X = problem.X;
     task.W = W;
     task.work = copy;
-    kernels().similarities(task, S, ld);
+    table.similarities(task, S, ld);
 }
 
 // P (c, ld) from X and W = T (c, ldw): similarities, labels, hardening.
-size_t make_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld) {
-    const Kernels& table = kernels();
+size_t make_labels(const Kernels& table, const Problem& problem, double* W, size_t ldw, double* P, size_t ld) {
     Storage storage;
     const size_t copy = storage.add(kBlockRows, ldw), work = storage.add(1, label_work(problem.c, ld));
     storage.allocate();
-    find_similarities(problem, W, ldw, storage.at(copy), P, ld);
+    find_similarities(table, problem, W, ldw, storage.at(copy), P, ld);
     const LabelChoice& choice = problem.labels;
     table.refine({problem.n, problem.c, ld, choice.method, choice.tau_t, choice.gamma, choice.iters, choice.prior, P, P,
                   storage.at(work)});
@@ -75,14 +75,15 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-void load_labels(const Problem& problem, double* W, size_t ldw, double* P, size_t ld, Outcome& outcome) {
+void load_labels(const Kernels& table, const Problem& problem, double* W, size_t ldw, double* P, size_t ld,
+                 Outcome& outcome) {
     const auto start = Clock::now();
     outcome.hardened = 0;
     if (problem.P) {
         for (size_t j = 0; j < problem.c; ++j)
             for (size_t i = 0; i < problem.n; ++i) P[j * ld + i] = problem.P[i * problem.c + j];
     } else {
-        outcome.hardened = make_labels(problem, W, ldw, P, ld);
+        outcome.hardened = make_labels(table, problem, W, ldw, P, ld);
     }
     outcome.mass = 0.0;
     for (size_t j = 0; j < problem.c; ++j)
@@ -102,16 +103,40 @@ size_t padded(size_t count, size_t unit) {
     return size % 256 == 0 ? size + unit : size;
 }
 
+template <typename Task>
+void begin_task(Task& task, const Problem& problem) {
+    task.n = problem.n;
+    task.d = problem.d;
+    task.c = problem.c;
+    task.X = problem.X;
+    task.options = problem.options;
+}
+
+// Start and labels into the task's arrays, P of row length ld; the run; W and how it ended out of them.
+template <typename Task>
+void run_task(const Kernels& table, const Problem& problem, Task& task, double* P, size_t ld,
+              void (*run)(Task&, const Member&), Outcome& outcome) {
+    task.longest = table.longest_row(problem.X, problem.n, problem.d);
+    task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
+    load_labels(table, problem, task.W, task.ldw, P, ld, outcome);
+    Pace pace(problem.threads);
+    task.pace = &pace;
+    run_together(problem.threads, [&](const Member& member) { run(task, member); });
+    store_rows(task.W, task.ldw, problem.d, problem.c, outcome.W);
+    outcome.result = task.result;
+}
+
 }  // namespace
 
 void multiply_rows(const Matrix& X, size_t n, size_t d, const Matrix& T, size_t c, double* out) {
-    const size_t ldw = round_up(d, kernels().lanes);
+    const Kernels& table = kernels();
+    const size_t ldw = round_up(d, table.lanes);
     const Problem problem = {n, d, c, X, T, nullptr, {}, {}, 1};
     Storage storage;
     const size_t columns = storage.add(c, ldw), copy = storage.add(kBlockRows, ldw), product = storage.add(c, n);
     storage.allocate();
     load_start(problem, storage.at(columns), ldw);
-    find_similarities(problem, storage.at(columns), ldw, storage.at(copy), storage.at(product), n);
+    find_similarities(table, problem, storage.at(columns), ldw, storage.at(copy), storage.at(product), n);
     store_rows(storage.at(product), n, n, c, out);
 }
 
@@ -120,44 +145,25 @@ void solve_dual(const Problem& problem, Outcome& outcome) {
     const Kernels& table = kernels();
     const size_t n = problem.n, c = problem.c, members = size_t(problem.threads);
     DualTask task = {};
-    task.n = n;
-    task.d = problem.d;
-    task.c = c;
+    begin_task(task, problem);
     task.ld = padded(n, table.lanes);
     task.ldw = padded(problem.d, table.lanes);
     task.panels = (n + table.panel - 1) / table.panel;
-    task.X = problem.X;
-    task.options = problem.options;
+    double* changed = nullptr;
     Storage storage;
-    const size_t features = storage.add(n, task.ldw), pack = storage.add(members, table.depth * table.panel),
-                 gram = storage.add(n, task.ld), labels = storage.add(c, task.ld), logits = storage.add(c, task.ld),
-                 coefficients = storage.add(c, task.ld), residuals = storage.add(c, task.ld),
-                 products = storage.add(c, task.ld), rest = storage.add(1, task.ld), proxies = storage.add(c, task.ldw),
-                 partial = storage.add(task.panels, 2 * c), scalars = storage.add(members, 4 * c + 8),
-                 changed = storage.add(members, 8);
+    for (double** array : {&task.P, &task.Z, &task.A, &task.R, &task.H}) storage.place(*array, c, task.ld);
+    storage.place(task.features, n, task.ldw);
+    storage.place(task.pack, members, table.depth * table.panel);
+    storage.place(task.K, n, task.ld);
+    storage.place(task.rest, 1, task.ld);
+    storage.place(task.W, c, task.ldw);
+    storage.place(task.partial, task.panels, 2 * c);
+    storage.place(task.scalars, members, 4 * c + 8);
+    storage.place(changed, members, 8);
     storage.allocate();
-    task.features = storage.at(features);
-    task.pack = storage.at(pack);
-    task.K = storage.at(gram);
-    task.P = storage.at(labels);
-    task.Z = storage.at(logits);
-    task.A = storage.at(coefficients);
-    task.R = storage.at(residuals);
-    task.H = storage.at(products);
-    task.rest = storage.at(rest);
-    task.W = storage.at(proxies);
-    task.partial = storage.at(partial);
-    task.scalars = storage.at(scalars);
-    task.changed = reinterpret_cast<int64_t*>(storage.at(changed));
-    task.longest = table.longest_row(problem.X, n, problem.d);
-    task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
-    load_labels(problem, task.W, task.ldw, task.P, task.ld, outcome);
-    Pace pace(problem.threads);
-    task.pace = &pace;
-    run_together(problem.threads, [&](const Member& member) { table.run_dual(task, member); });
-    store_rows(task.W, task.ldw, problem.d, c, outcome.W);
+    task.changed = reinterpret_cast<int64_t*>(changed);
+    run_task(table, problem, task, task.P, task.ld, table.run_dual, outcome);
     store_rows(task.Z, task.ld, n, c, outcome.Z);
-    outcome.result = task.result;
     outcome.seconds = seconds_since(start);
 }
 
@@ -166,40 +172,27 @@ void solve_primal(const Problem& problem, Outcome& outcome) {
     const Kernels& table = kernels();
     const size_t n = problem.n, c = problem.c, members = size_t(problem.threads);
     PrimalTask task = {};
-    task.n = n;
-    task.d = problem.d;
-    task.c = c;
+    begin_task(task, problem);
     task.ldw = round_up(problem.d, table.lanes);
     task.block = kBlockRows;
     task.ldp = round_up(n, task.block);
-    task.X = problem.X;
-    task.options = problem.options;
-    task.work_size = c * (task.ldw + task.block) + task.block * task.ldw;
-    Storage storage;
-    const size_t labels = storage.add(c, task.ldp), proxies = storage.add(c, task.ldw),
-                 next = storage.add(c, task.ldw), gradients = storage.add(members * c, task.ldw),
-                 work = storage.add(members, task.work_size), rest = storage.add(1, task.ldw),
-                 norms = storage.add(members, c + 8), changed = storage.add(members, 8);
-    storage.allocate();
-    double* P = storage.at(labels);
-    task.P = P;
-    task.W = storage.at(proxies);
-    task.next = storage.at(next);
-    task.G = storage.at(gradients);
-    task.work = storage.at(work);
-    task.rest = storage.at(rest);
-    task.norms = storage.at(norms);
-    task.changed = reinterpret_cast<int64_t*>(storage.at(changed));
-    task.Z = outcome.Z;
-    task.longest = table.longest_row(problem.X, n, problem.d);
-    task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
-    load_labels(problem, task.W, task.ldw, P, task.ldp, outcome);
-    Pace pace(problem.threads);
-    task.pace = &pace;
     task.slices = problem.threads;
-    run_together(problem.threads, [&](const Member& member) { table.run_primal(task, member); });
-    store_rows(task.W, task.ldw, problem.d, c, outcome.W);
-    outcome.result = task.result;
+    task.work_size = c * (task.ldw + task.block) + task.block * task.ldw;
+    task.Z = outcome.Z;
+    double *P = nullptr, *changed = nullptr;
+    Storage storage;
+    storage.place(P, c, task.ldp);
+    storage.place(task.W, c, task.ldw);
+    storage.place(task.next, c, task.ldw);
+    storage.place(task.G, members * c, task.ldw);
+    storage.place(task.work, members, task.work_size);
+    storage.place(task.rest, 1, task.ldw);
+    storage.place(task.norms, members, c + 8);
+    storage.place(changed, members, 8);
+    storage.allocate();
+    task.P = P;
+    task.changed = reinterpret_cast<int64_t*>(changed);
+    run_task(table, problem, task, P, task.ldp, table.run_primal, outcome);
     outcome.seconds = seconds_since(start);
 }
 

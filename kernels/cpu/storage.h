@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <limits>
 #include <new>
+#include <utility>
+#include <vector>
 
 namespace kpl {
 
@@ -31,12 +33,18 @@ public:
         return start;
     }
 
+    // The same for a pointer that `allocate` sets.
+    void place(double*& pointer, std::size_t rows, std::size_t columns) {
+        placed_.emplace_back(&pointer, add(rows, columns));
+    }
+
     // calloc, so that large pieces are pages of zeros that cost nothing until they are touched.
     void allocate() {
         memory_ = std::calloc(size_ * sizeof(double) + kAlign, 1);
         if (!memory_) throw std::bad_alloc();
         const auto address = reinterpret_cast<std::uintptr_t>(memory_);
         first_ = reinterpret_cast<double*>((address + kAlign - 1) / kAlign * kAlign);
+        for (const auto& [pointer, start] : placed_) *pointer = at(start);
     }
 
     double* at(std::size_t start) const { return first_ + start; }
@@ -45,6 +53,7 @@ private:
     std::size_t size_ = 0;
     void* memory_ = nullptr;
     double* first_ = nullptr;
+    std::vector<std::pair<double**, std::size_t>> placed_;
 };
 
 }  // namespace kpl

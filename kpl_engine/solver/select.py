@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 import numpy.typing as npt
@@ -16,6 +18,7 @@ from kpl_engine.solver.answering import METHODS, Clock, linear_outcome, make_ans
 from kpl_engine.solver.base import Answer, FrozenProxies, TextProxies
 from kpl_engine.solver.guards import input_notices
 from kpl_engine.solver.runs import run_schedule, run_schedules
+from kpl_engine.solver.schedule import ScheduleRun
 from kpl_engine.solver.stages import Prepared, Problem, answer_alone, answer_scheduled, prepare
 from kpl_engine.solver.streaming import StreamSolver
 from kpl_engine.solver.text_proxy import KnowledgeLike, check_features
@@ -64,7 +67,7 @@ def solve(
     ConfigError
         Unknown method, or an option the method does not have.
     """
-    return _answer(prepare(Problem(features, knowledge, method, config, prior)), num_threads)
+    return _answer(num_threads, None, prepare(Problem(features, knowledge, method, config, prior)))
 
 
 def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> list[Answer]:
@@ -94,26 +97,23 @@ def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> l
     threads = cpu.resolve_threads(num_threads)
     prepared = [_at(place, prepare, problem) for place, problem in enumerate(problems)]
     scheduled = {place: each for place, each in enumerate(prepared) if each.runs_schedule}
-    tasks = [_at(place, lambda each: each.task, each) for place, each in scheduled.items()]
+    tasks = [_at(place, attrgetter("task"), each) for place, each in scheduled.items()]
     runs = run_schedules(tasks, [each.form for each in scheduled.values()], threads)
     found = dict(zip(scheduled, runs, strict=True))
-
-    def answer(place: int, each: Prepared) -> Answer:
-        if place in found:
-            return _at(place, lambda each: answer_scheduled(each, found[place], 1), each)
-        return _at(place, lambda each: answer_alone(each, 1), each)
-
     with ThreadPoolExecutor(max_workers=threads) as pool:
         waiting = [
-            pool.submit(contextvars.copy_context().run, answer, place, each) for place, each in enumerate(prepared)
+            # A copy, for a thread of the pool starts without the caller's choice of core or NumPy.
+            pool.submit(contextvars.copy_context().run, _at, place, partial(_answer, 1, found.get(place)), each)
+            for place, each in enumerate(prepared)
         ]
         return [each.result() for each in waiting]
 
 
-def _answer(prepared: Prepared, num_threads: int | None) -> Answer:
-    if prepared.runs_schedule:
-        return answer_scheduled(prepared, run_schedule(prepared.task, prepared.form, num_threads), num_threads)
-    return answer_alone(prepared, num_threads)
+def _answer(num_threads: int | None, run: ScheduleRun | None, prepared: Prepared) -> Answer:
+    if not prepared.runs_schedule:
+        return answer_alone(prepared, num_threads)
+    run = run or run_schedule(prepared.task, prepared.form, num_threads)
+    return answer_scheduled(prepared, run, num_threads)
 
 
 def _at(place: int, function: Callable[[_Item], _Made], item: _Item) -> _Made:
