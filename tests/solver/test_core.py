@@ -2,6 +2,7 @@
 
 import _thread
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -161,6 +162,8 @@ def test_a_keyboard_interrupt_comes_when_the_run_is_over(core, task):
     """Steps are not interrupted: 2000 of them take far less than a second, and the arrays stay whole."""
     given = long_task(task, 0.3)
     timer = threading.Timer(0.02, _thread.interrupt_main)
+    # A process started in the background ignores the signal, and its children do.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def run_and_wait():
         run_compiled(core, given, "dual", 2, early_exit=False)
@@ -168,8 +171,11 @@ def test_a_keyboard_interrupt_comes_when_the_run_is_over(core, task):
 
     start = time.perf_counter()
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        run_and_wait()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_and_wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - start < 10
     timer.join()
     assert_same(run_compiled(core, task(9, 33, 3), "dual", 2), run_compiled(core, task(9, 33, 3), "dual", 1))
