@@ -1,4 +1,5 @@
 // Runs of the schedule: one, or many independent ones spread over threads.
+#include <atomic>
 #include <vector>
 
 #include "bind.h"
@@ -51,16 +52,24 @@ nb::tuple record(const Outcome& outcome) {
                           outcome.seconds);
 }
 
+// Whether a signal handler of Python, Ctrl-C's for one, raised; only the main thread runs those.
+bool was_interrupted() {
+    const nb::gil_scoped_acquire acquire;
+    return PyErr_CheckSignals() != 0;
+}
+
 template <void (*solve)(const Problem&, Outcome&)>
 nb::tuple run(const AnyMatrix& X, const AnyMatrix& T, const Rows& P, const WritableRows& W, const WritableRows& Z,
               double lr, double tau_i, int64_t iters, double max_drift, bool early_exit, double movement, int threads) {
     Problem problem = problem_of(X, T, W, Z, {lr, tau_i, iters, max_drift, early_exit, movement}, threads);
     set_labels(problem, P);
     Outcome outcome = {W.data(), Z.data(), {}, 0, 0, 0, 0};
+    problem.stop = was_interrupted;
     {
         const nb::gil_scoped_release release;
         solve(problem, outcome);
     }
+    if (PyErr_Occurred()) throw nb::python_error();
     return record(outcome);
 }
 
@@ -99,13 +108,20 @@ nb::list solve_many(const nb::list& problems, int threads) {
     expect_shape(threads > 0, "threads: expected at least 1");
     std::vector<Task> tasks;
     for (const nb::handle item : problems) tasks.push_back(task_of(nb::cast<nb::tuple>(item)));
+    std::atomic<bool> stopped{false};
     {
         const nb::gil_scoped_release release;
         run_each(threads, tasks.size(), [&](std::size_t index) {
             Task& task = tasks[index];
+            if (stopped) return;
+            task.problem.stop = [&] {
+                if (!stopped && was_interrupted()) stopped = true;
+                return stopped.load();
+            };
             task.dual ? solve_dual(task.problem, task.outcome) : solve_primal(task.problem, task.outcome);
         });
     }
+    if (PyErr_Occurred()) throw nb::python_error();
     nb::list records;
     for (const Task& task : tasks) records.append(record(task.outcome));
     return records;

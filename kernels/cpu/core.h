@@ -21,7 +21,7 @@ struct Burst {
     unsigned number;  // of bursts taken together
 };
 class Pace;
-Burst next_burst(Pace& pace, int64_t steps, bool given_up);  // the first member's
+Burst next_burst(Pace& pace, int64_t steps, bool given_up);  // the first member's; active 0 to give up the run
 Burst await_burst(Pace& pace, unsigned seen);                // the others'
 void end_bursts(Pace& pace);
 double now();  // seconds of a clock that only goes forward
@@ -85,7 +85,8 @@ struct DualTask {
     double *Z, *A, *R, *H;
     double* rest;      // (ld) K (1 - Σ_j P_j): what the columns of H add up to
     double* W;         // (c, ldw) start on entry, result on return
-    double* partial;   // (panels, 2c)
+    double* partial;   // (panels, 3c)
+    double* G;         // (c, ldw) gradient, where its norm is computed from it
     double* scalars;   // (members, 4c)
     int64_t* changed;  // (members, 8) one cache line each
     ScheduleResult result;

@@ -60,11 +60,11 @@ void residual(const DualTask& task, size_t at) {
 template <int V>
 void finish_product(const DualTask& task, size_t p) {
     const size_t ld = task.ld, at = p * kPanel;
-    double* partial = task.partial + p * 2 * task.c;
+    double* partial = task.partial + p * 3 * task.c;
     Vec rest[V];
     for (int v = 0; v < V; ++v) rest[v] = load(task.rest + at + v * kLanes);
     for (size_t j = 0; j < task.c; ++j) {
-        Vec rh = {}, zr = {};
+        Vec rh = {}, zr = {}, size = {};
         for (int v = 0; v < V; ++v) {
             const size_t here = j * ld + at + v * kLanes;
             Vec h;
@@ -77,10 +77,12 @@ void finish_product(const DualTask& task, size_t p) {
             }
             const Vec r = load(task.R + here);
             rh += r * h;
+            size += absolute(r * h);
             zr += r * load(task.Z + here);
         }
-        partial[2 * j] = sum(rh);
-        partial[2 * j + 1] = sum(zr);
+        partial[3 * j] = sum(rh);
+        partial[3 * j + 1] = sum(zr);
+        partial[3 * j + 2] = sum(size);
     }
 }
 
@@ -173,19 +175,41 @@ struct Columns {
     bool changed;
 };
 
+// Σ R∘H is ‖G‖² less the cancellation of its terms. Where images are nearly alike that leaves few digits or none, and
+// the rule of the step size would be decided by rounding: then ‖G_j‖² is computed as it is written, from Xᵀ R.
+constexpr double kFewDigits = 0.05;  // CLIP features give 0.2 to 1; images nearly alike 1e-4 to 1e-2
+
+inline void squared_gradients(const DualTask& task, const Member& crew, double* squares) {
+    const size_t segments = (task.ldw + kPanel - 1) / kPanel;
+    for (size_t s = size_t(crew.index); s < segments; s += size_t(crew.count)) {
+        const size_t at = s * kPanel, width = task.ldw - at < kPanel ? task.ldw - at : kPanel;
+        multiply(int(width / kLanes), task.features + at, task.ldw, task.n, task.R, task.ld, task.c, task.G + at,
+                 task.ldw, false);
+    }
+    meet(crew);
+    for (size_t j = 0; j < task.c; ++j) squares[j] = squared_length(task.G + j * task.ldw, task.ldw);
+}
+
 // Lengths of the next step from the partial sums: s, eta per class, t and the bound of the drift. False, and nothing
 // but `step` changed, if no step to come can matter.
-inline bool plan_step(const DualTask& task, StepSize& step, Columns& columns, int64_t done) {
-    double total = 0.0;
+inline bool plan_step(const DualTask& task, const Member& crew, StepSize& step, Columns& columns, int64_t done) {
+    double total = 0.0, terms = 0.0;
     for (size_t j = 0; j < task.c; ++j) {
         double rh = 0.0, zr = 0.0;
         for (size_t p = 0; p < task.panels; ++p) {
-            rh += task.partial[(p * task.c + j) * 2];
-            zr += task.partial[(p * task.c + j) * 2 + 1];
+            const double* partial = task.partial + (p * task.c + j) * 3;
+            rh += partial[0];
+            zr += partial[1];
+            terms += partial[2];
         }
         total += rh;
         columns.etas[j] = rh;
         columns.inverses[j] = zr;
+    }
+    if (total < kFewDigits * terms) {
+        squared_gradients(task, crew, columns.etas);
+        total = 0.0;
+        for (size_t j = 0; j < task.c; ++j) total += columns.etas[j];
     }
     const double eta = next_step(step, __builtin_sqrt(total > 0 ? total : total == total ? 0.0 : total));
     if (is_frozen(step, task.options, done)) return false;
@@ -223,7 +247,7 @@ inline void begin_at_w(const DualTask& task, const Member& member, Columns& colu
     meet(member);
 }
 
-// rest = K (1 - Σ_j P_j); R's first row serves as the vector until the first residual is made.
+// rest = K (1 - Σ_j P_j); H's first row holds the vector, for there is no product yet.
 inline void prepare_rest(const DualTask& task, const Member& member) {
     mirror_gram(task, member);
     const DualRange range = share(task.panels, member);
@@ -264,7 +288,7 @@ void dual_step(const DualTask& task, const Member& crew, DualLoop& loop, Tick ti
     product_panels(task, range);
     meet(crew);
     const double drift = columns.drift;
-    at.frozen = !plan_step(task, at.step, columns, at.done);
+    at.frozen = !plan_step(task, crew, at.step, columns, at.done);
     if (at.frozen) return;
     task.changed[crew.index * 8] = move_panels(task, range, columns.etas, columns.inverses) || columns.changed;
     tick();

@@ -37,8 +37,6 @@ inline Gap furthest_column(const Greedy& state) {
     return worst;
 }
 
-inline Vec absolute(Vec x) { return reinterpret_cast<Vec>(reinterpret_cast<Bits>(x) & INT64_MAX); }
-
 // The largest |sums_i - 1/n|: its size first, without the index to carry along, then where it is.
 inline Gap furthest_row(const Greedy& state) {
     const size_t n = state.task->n;

@@ -7,6 +7,8 @@ namespace kpl {
 
 namespace {
 
+constexpr double kNoise = 1e-12;  // what the columns of W, of length 1, are computed to; as in finishing.py
+
 struct Pair {
     size_t best, second;
 };
@@ -87,14 +89,15 @@ private:
         return fits;
     }
 
-    // margin <= eps ‖x‖ ‖D_a - D_b‖, see rounding_decides; nearly always ‖D_a‖ + ‖D_b‖ already says no.
+    // margin <= eps ‖x‖ ‖D_a - D_b‖ + noise ‖x‖, see rounding_decides; nearly always ‖D_a‖ + ‖D_b‖ already says no.
     bool is_undecided(const Pair& top, double margin, double square) const {
         const double reach = double(std::numeric_limits<float>::epsilon()) * std::sqrt(square);
-        if (margin > reach * (lengths_[top.best] + lengths_[top.second])) return false;
+        const double noise = kNoise * std::sqrt(square);
+        if (margin > reach * (lengths_[top.best] + lengths_[top.second]) + noise) return false;
         const double *a = V_ + top.best * ld_, *b = V_ + top.second * ld_;
         double apart = 0.0;
         for (size_t k = 0; k < ld_; ++k) apart += (a[k] - b[k]) * (a[k] - b[k]);
-        return margin <= reach * std::sqrt(apart);
+        return margin <= reach * std::sqrt(apart) + noise;
     }
 
     const Images& images_;

@@ -7,7 +7,9 @@
 #pragma once
 
 #include <condition_variable>
+#include <functional>
 #include <mutex>
+#include <utility>
 
 #include "core.h"
 
@@ -15,7 +17,9 @@ namespace kpl {
 
 class Pace {
 public:
-    explicit Pace(int count, double (*clock)() = now) : count_(count), clock_(clock) {}
+    // `stop` is asked about every 50 ms whether to give up the run.
+    explicit Pace(int count, std::function<bool()> stop = nullptr, double (*clock)() = now)
+        : count_(count), stop_(std::move(stop)), clock_(clock) {}
 
     // For the first member: the next burst, after `steps` steps were taken.
     Burst next(int64_t steps, bool given_up);
@@ -25,13 +29,17 @@ public:
     Burst await(unsigned seen);
 
 private:
-    Burst choose(int64_t steps, double seconds, bool given_up);
+    Burst choose(int64_t steps, double seconds, bool given_up) const;
+    int64_t at_most(int64_t steps) const;
 
     const int count_;
+    const std::function<bool()> stop_;
     double (*const clock_)();  // seconds
+    double asked_ = 0.0;       // when `stop` was last asked
     Burst burst_ = {0, 0, 0.0, 0};
     double started_ = 0.0;
     double alone_ = 0.0;  // seconds of a step taken alone
+    int64_t left_ = 0;    // steps alone, counted from the burst now taken, before the next try together
     bool over_ = false;
     std::mutex lock_;
     std::condition_variable told_;

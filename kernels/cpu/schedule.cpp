@@ -103,6 +103,22 @@ size_t padded(size_t count, size_t unit) {
     return size % 256 == 0 ? size + unit : size;
 }
 
+// Classes with the same start and the same labels have the same proxies; rounding may have parted them.
+template <typename Columns>
+void join_equal_classes(const Problem& problem, const double* P, size_t ld, Columns copy_column) {
+    const auto same_start = [&](size_t i, size_t j) {
+        for (size_t k = 0; k < problem.d; ++k)
+            if (entry(problem.T, k, i) != entry(problem.T, k, j)) return false;
+        return true;
+    };
+    for (size_t j = 1; j < problem.c; ++j)
+        for (size_t i = 0; i < j; ++i)
+            if (same_start(i, j) && std::equal(P + i * ld, P + i * ld + problem.n, P + j * ld)) {
+                copy_column(i, j);
+                break;
+            }
+}
+
 template <typename Task>
 void begin_task(Task& task, const Problem& problem) {
     task.n = problem.n;
@@ -112,6 +128,9 @@ void begin_task(Task& task, const Problem& problem) {
     task.options = problem.options;
 }
 
+void store_logits(const DualTask& task, Outcome& outcome) { store_rows(task.Z, task.ld, task.n, task.c, outcome.Z); }
+void store_logits(const PrimalTask&, Outcome&) {}  // written in place
+
 // Start and labels into the task's arrays, P of row length ld; the run; W and how it ended out of them.
 template <typename Task>
 void run_task(const Kernels& table, const Problem& problem, Task& task, double* P, size_t ld,
@@ -119,10 +138,15 @@ void run_task(const Kernels& table, const Problem& problem, Task& task, double* 
     task.longest = table.longest_row(problem.X, problem.n, problem.d);
     task.shift = needs_shift(problem, task.longest, load_start(problem, task.W, task.ldw));
     load_labels(table, problem, task.W, task.ldw, P, ld, outcome);
-    Pace pace(problem.threads);
+    Pace pace(problem.threads, problem.stop);
     task.pace = &pace;
     run_together(problem.threads, [&](const Member& member) { run(task, member); });
     store_rows(task.W, task.ldw, problem.d, problem.c, outcome.W);
+    store_logits(task, outcome);
+    join_equal_classes(problem, P, ld, [&](size_t from, size_t to) {
+        for (size_t k = 0; k < problem.d; ++k) outcome.W[k * problem.c + to] = outcome.W[k * problem.c + from];
+        for (size_t i = 0; i < problem.n; ++i) outcome.Z[i * problem.c + to] = outcome.Z[i * problem.c + from];
+    });
     outcome.result = task.result;
 }
 
@@ -157,13 +181,13 @@ void solve_dual(const Problem& problem, Outcome& outcome) {
     storage.place(task.K, n, task.ld);
     storage.place(task.rest, 1, task.ld);
     storage.place(task.W, c, task.ldw);
-    storage.place(task.partial, task.panels, 2 * c);
+    storage.place(task.partial, task.panels, 3 * c);
+    storage.place(task.G, c, task.ldw);
     storage.place(task.scalars, members, 4 * c + 8);
     storage.place(changed, members, 8);
     storage.allocate();
     task.changed = reinterpret_cast<int64_t*>(changed);
     run_task(table, problem, task, task.P, task.ld, table.run_dual, outcome);
-    store_rows(task.Z, task.ld, n, c, outcome.Z);
     outcome.seconds = seconds_since(start);
 }
 

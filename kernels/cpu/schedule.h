@@ -1,6 +1,8 @@
 // Whole runs of the schedule: storage, threads, and the copy in and out of the core's layouts.
 #pragma once
 
+#include <functional>
+
 #include "core.h"
 
 namespace kpl {
@@ -23,6 +25,7 @@ struct Problem {
     LabelChoice labels;
     ScheduleOptions options;
     int threads;
+    std::function<bool()> stop = nullptr;  // asked about every 50 ms whether to give up; the outcome is then worthless
 };
 
 // Where a run ended: W (d, c) and Z = X W (n, c), row by row.

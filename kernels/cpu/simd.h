@@ -46,6 +46,7 @@ inline Vec load(const float* at) {
 }
 inline void store(double* at, Vec value) { *reinterpret_cast<LooseVec*>(at) = value; }
 inline Vec all(double value) { return Vec{} + value; }
+inline Vec absolute(Vec value) { return reinterpret_cast<Vec>(reinterpret_cast<Bits>(value) & INT64_MAX); }
 inline Vec select(Bits mask, Vec yes, Vec no) { return mask ? yes : no; }
 
 // Lanes are added in halves, always in the same order.

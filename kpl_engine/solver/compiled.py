@@ -32,7 +32,7 @@ class LabelChoice:
     alpha: float
 
     def as_tuple(self) -> tuple[int, float, float, int, Float64 | None, float]:
-        iters = -1 if self.iters == "converged" else int(self.iters)
+        iters = -1 if self.iters == "converged" else min(int(self.iters), _MOST_STEPS)
         return _METHODS.index(self.method), self.tau_t, self.gamma, iters, self.prior, self.alpha
 
 

@@ -15,6 +15,7 @@ from kpl_engine.solver.moments import squared_lengths
 
 __all__ = ["discriminants_of", "rounding_decides", "solution_of"]
 
+_NOISE = 1e-12  # what the columns of W, of length 1, are computed to; as in kernels/cpu/linear.cpp
 _LEAST_MASS = 1e-6  # class differences of W shrink with the mass of the labels; below this rounding is part of them
 
 
@@ -56,11 +57,12 @@ def _scale(n: int, mass: float) -> float:
     return n / mass if mass > _LEAST_MASS else 1.0
 
 
-def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bools:
-    """Rows whose best two classes are closer than the rounding of a float32 feature can move them.
+def rounding_decides(X: Floats, discriminants: Float64, scores: Float64, noise: float = 0.0) -> Bools:
+    """Rows whose best two classes are closer than rounding can move them.
 
     A feature is known to half an ulp, relative 6e-8 per entry; the two scores then differ by up to
-    ``6e-8 · ‖x‖ · ‖D_a - D_b‖``. Twice that is the bound used here. Exact ties are included.
+    ``6e-8 · ‖x‖ · ‖D_a - D_b‖``. Twice that is the bound used here, and ``noise · ‖x‖`` where the
+    columns of D are only known to ``noise``. Exact ties are included.
     """
     n, c = scores.shape
     undecided = np.zeros(n, dtype=np.bool_)
@@ -72,12 +74,13 @@ def rounding_decides(X: Floats, discriminants: Float64, scores: Float64) -> Bool
     others[rows, best] = -np.inf
     second = others.argmax(axis=1)
     margins = scores[rows, best] - others[rows, second]
-    reach = eps * np.sqrt(squared_lengths(X))
+    rows_lengths = np.sqrt(squared_lengths(X))
+    reach, floor = eps * rows_lengths, noise * rows_lengths
     lengths = np.sqrt(np.einsum("ij,ij->j", discriminants, discriminants))
     # ‖D_a - D_b‖ only where ‖D_a‖ + ‖D_b‖ does not already say no, which it nearly always does.
-    near = np.flatnonzero(margins <= reach * (lengths[best] + lengths[second]))
+    near = np.flatnonzero(margins <= reach * (lengths[best] + lengths[second]) + floor)
     apart = np.linalg.norm(discriminants[:, best[near]] - discriminants[:, second[near]], axis=0)
-    undecided[near] = margins[near] <= reach[near] * apart
+    undecided[near] = margins[near] <= reach[near] * apart + floor[near]
     return undecided
 
 
@@ -89,7 +92,8 @@ def _finish(W: Float64, X: Floats, mass: float) -> tuple[dict[str, Any], bool]:
     wide = {"proxies": W, "logits": features @ W, "discriminants": D, "scores": scores}
     arrays = {name: as_float32(array) for name, array in wide.items()}
     fits = all(np.isfinite(array).all() for array in arrays.values())
-    decided = {"labels": scores.argmax(axis=1).astype(np.int64), "decided_by_rounding": rounding_decides(X, D, scores)}
+    undecided = rounding_decides(X, D, scores, _NOISE * _scale(len(X), mass))
+    decided = {"labels": scores.argmax(axis=1).astype(np.int64), "decided_by_rounding": undecided}
     return {**arrays, **decided}, fits
 
 

@@ -16,7 +16,7 @@ from kpl_engine.solver.base import FrozenProxies, as_float32
 from kpl_engine.solver.checks import check_count, check_magnitude, check_positive
 from kpl_engine.solver.closed_form import first_order, has_direction, project_both_sides
 from kpl_engine.solver.labels import resolve_prior
-from kpl_engine.solver.softmax import softmax
+from kpl_engine.solver.softmax import log_softmax, softmax
 from kpl_engine.solver.text_proxy import check_features
 
 __all__ = ["OnZeta", "StreamSums"]
@@ -245,8 +245,9 @@ class OnZeta:
         self.num_images += 1
         root = float(np.sqrt(self.num_images))
         # exp(rho) as a shift of the logits: rho can pass 709 in a long stream that lacks a class.
-        p = softmax((x @ self.text_proxies / self.tau_t + self.rho)[None])[0]  # (c,)
-        v = softmax((x @ self.proxies)[None], self.tau_i)[0]  # (c,)
+        # In NumPy, core or not: a stream makes differences of 1e-16 large, and both installs should answer alike.
+        p = np.exp(log_softmax((x @ self.text_proxies / self.tau_t + self.rho)[None]))[0]  # (c,)
+        v = np.exp(log_softmax((x @ self.proxies)[None], self.tau_i))[0]  # (c,)
         b = 0.8 * min(1.0, float(np.sqrt(self.num_images / self.horizon)))
         self.rho = np.maximum(0.0, self.rho - 20.0 / root * (p - 1.0 / len(p)))
         moved = self.proxies - 0.5 / (root * self.tau_i) * np.outer(x, v - p)

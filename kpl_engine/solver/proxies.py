@@ -71,7 +71,7 @@ def learn_proxies(
         point of the schedule directly where that exists (`closed_form.py`). ``auto`` uses it when
         its condition holds and the asked steps would reach it, else the schedule, and says so in
         ``warnings``; it leaves out the steps that are proven not to move the class differences by
-        more than 1e-9 of their scale, because lr has halved too often (`schedule.py: is_frozen`).
+        more than 1e-9 of their usual scale (``mass / n``), because lr has halved too often (`schedule.py: is_frozen`).
     device : {"cpu", "auto"}
     num_threads : int, optional
         Threads of the compiled core; by default as many as pay off, at most one a core. In the dual
@@ -119,7 +119,9 @@ def learn_proxies(
     if solver == "closed_form":
         raise SolverError(f"closed_form does not hold here: {fault}; use solver='schedule' or 'auto'")
     notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
-    task = ScheduleTask(X, T, P, lr, iters, tau_i, _INVISIBLE * min(1.0, float(P.sum()) / len(X)))
+    # The proof of `is_frozen` needs unit columns from the second step on; a zero column may stay zero.
+    movement = _INVISIBLE * min(1.0, float(P.sum()) / len(X)) if (np.abs(T).max(axis=0) > 0).all() else 0.0
+    task = ScheduleTask(X, T, P, lr, iters, tau_i, movement)
     run = run_schedule(task, None, num_threads)
     return solution_of_run(run, X, iters, num_threads, notice, *_frozen_notices(run, X, P, tau_i))
 
@@ -160,8 +162,8 @@ def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> li
     if gap <= _FAR_FROM_FIXED:
         return []
     text = (
-        f"lr had halved {run.halvings} times by step {run.iterations}, so that no later step can change the result, "
-        f"{gap:.2g} short of a fixed point (unit columns); the published schedule ends there too"
+        f"by step {run.iterations} lr was too small ({run.halvings} halvings) for any later step to matter, {gap:.2g} "
+        "short of a fixed point (unit columns); the published schedule ends there too"
     )
     return [Notice("schedule_froze", text)]
 
@@ -169,7 +171,7 @@ def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> li
 def solution_of_run(run: ScheduleRun, X: Floats, iters: int, num_threads: int | None, *notes: Notice) -> Solution:
     """The `Solution` of a run of the schedule that was asked for ``iters`` steps."""
     notices = list(notes)
-    if not run.converged and iters > 0:
+    if not run.converged and not run.frozen and iters > 0:
         notices.append(
             Notice(
                 "not_converged",

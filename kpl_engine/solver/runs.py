@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kpl_engine.arrays import Float64
+from kpl_engine.arrays import Float64, Floats
 from kpl_engine.solver import cost, cpu, schedule
 from kpl_engine.solver.compiled import LabelChoice, ScheduleTask, run_many_compiled
 from kpl_engine.solver.hardening import harden
@@ -49,8 +49,18 @@ def _run_numpy(task: ScheduleTask, form: Form | None) -> ScheduleRun:
     label_seconds = time.perf_counter() - start
     with np.errstate(all="ignore"):  # what overflows is refused when the solution is made
         found = run(task.X, task.T, P, task.lr, task.iters, task.tau_i, task.movement)
+    _join_equal_classes(task.T, P, found)
     seconds = time.perf_counter() - start
     return dataclasses.replace(found, num_hardened=num_hardened, label_seconds=label_seconds, seconds=seconds)
+
+
+def _join_equal_classes(T: Floats, P: Float64, run: ScheduleRun) -> None:
+    """Classes with the same start and the same labels have the same proxies; rounding may have parted them."""
+    first: dict[bytes, int] = {}
+    for j in range(T.shape[1]):
+        i = first.setdefault(T[:, j].tobytes() + P[:, j].tobytes(), j)
+        if i < j:
+            run.W[:, j], run.Z[:, j] = run.W[:, i], run.Z[:, i]
 
 
 def _make_labels(task: ScheduleTask, choice: LabelChoice) -> tuple[Float64, int]:

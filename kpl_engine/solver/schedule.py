@@ -23,6 +23,7 @@ Form = Literal["dual", "primal"]
 _SAFE_EXPONENT = 600.0  # exp overflows float64 above 709; no row maximum is subtracted below this bound
 _BLOCK_BYTES = 1 << 20  # one float64 block of rows stays in a 1-2 MiB L2 cache between its two products
 _RESIDENT_BYTES = 1 << 28  # float64 copy of the features held whole up to 256 MiB, else made block by block
+_FEW_DIGITS = 0.05  # share of its terms below which Σ R∘H, images being nearly alike, has too few digits left
 MAX_DRIFT = 1e4  # ulps of column length that the dual form lets pass before it measures: errors stay below 1e-11
 FLAT = 1e-6  # relative change of the gradient norm over the last step below which the run has settled
 
@@ -114,6 +115,8 @@ def run_dual(
         R = _residual(Z, targets, tau_i, shift)
         H = R @ K  # K is symmetric, so this is (K R)ᵀ
         RH = np.einsum("ji,ji->j", R, H)
+        if RH.sum() < _FEW_DIGITS * np.abs(R * H).sum():
+            RH = np.square(R @ features).sum(axis=1)  # ‖G_j‖², as it is written
         eta = step.after(float(np.sqrt(max(RH.sum(), 0.0))))
         if movement > 0 and done > 0 and step.is_frozen(iters - done):
             frozen = True

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy.typing as npt
 
 from kpl_engine.config import MethodConfig, MethodName
-from kpl_engine.errors import KplError
+from kpl_engine.errors import ConfigError, KplError
 from kpl_engine.solver import cpu
 from kpl_engine.solver.answering import METHODS, Clock, linear_outcome, make_answer, of_width, similarities_of
 from kpl_engine.solver.base import Answer, FrozenProxies, TextProxies
@@ -95,6 +95,8 @@ def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> l
         As `solve`, naming the place of the problem.
     """
     threads = cpu.resolve_threads(num_threads)
+    if isinstance(problems, Problem) or not isinstance(problems, Sequence):
+        raise ConfigError(f"problems: expected a list of Problem(...), got {type(problems).__name__}")
     prepared = [_at(place, prepare, problem) for place, problem in enumerate(problems)]
     scheduled = {place: each for place, each in enumerate(prepared) if each.runs_schedule}
     tasks = [_at(place, attrgetter("task"), each) for place, each in scheduled.items()]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from kpl_engine.arrays import Float32, Float64
 from kpl_engine.config import LabelMethod, MethodConfig, MethodName, SolverName
+from kpl_engine.errors import ConfigError
 from kpl_engine.solver.answering import (
     Clock,
     Outcome,
@@ -38,7 +39,7 @@ __all__ = ["Prepared", "Problem", "answer_alone", "answer_scheduled", "prepare"]
 _LABELS: dict[MethodName, LabelMethod] = {"proxy": "softmax", "inmap": "sinkhorn", "kpl": "stable_greenkhorn"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What one call of `solve` takes: features (n, d), a knowledge base, and how to answer."""
 
@@ -91,6 +92,8 @@ class Prepared:
 
 def prepare(problem: Problem) -> Prepared:
     """Checks, text proxies, similarities, and the fall-backs that are known before any label is made."""
+    if not isinstance(problem, Problem):
+        raise ConfigError(f"expected a Problem(features, knowledge, ...), got {type(problem).__name__}")
     method, config = problem.method, MethodConfig() if problem.config is None else problem.config
     check_method(method, config)
     clock = Clock()

@@ -86,7 +86,13 @@ def test_an_error_says_which_problem(problems):
         solve_many([problems[0], Problem(problems[0].features, problems[0].knowledge, "best")])
     with pytest.raises(ConfigError, match="num_threads"):
         solve_many(problems, 0)
+    for wrong in (None, problems[0], iter(problems)):
+        with pytest.raises(ConfigError, match="problems: expected a list"):
+            solve_many(wrong)
+    with pytest.raises(ConfigError, match="problem 0: expected a Problem"):
+        solve_many([problems[0].features])
     assert solve_many([]) == []
+    assert len({*problems}) == len(problems)
 
 
 def test_two_callers_at_once(problems):
