@@ -1,8 +1,11 @@
 """Images nearly alike and classes that are equal: where rounding would decide unless told not to."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from kpl_engine.config import MethodConfig
 from kpl_engine.solver import reference
 from kpl_engine.solver.proxies import learn_proxies
 from kpl_engine.solver.select import solve
@@ -68,3 +71,48 @@ def test_equal_classes_tie_and_say_so(method, seed, n):
         assert answer.decided_by_rounding[answer.labels == 0].all()
     unsure = answer.margins < 1e-7
     assert answer.decided_by_rounding[unsure].all()
+
+
+@pytest.mark.parametrize("method", ["inmap", "kpl"])
+@pytest.mark.parametrize("solver", ["schedule_dual", "schedule_primal"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_copies_of_one_image_leave_nothing_to_decide(method, solver, seed):
+    """Every class has the same share of the same image: what tells the proxies apart is rounding."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=32)
+    X = np.tile(np.float32(x / np.linalg.norm(x)), (64, 1))
+    answer = solve(X, list(random.normal(size=(3, 6, 32))), method, MethodConfig(solver=solver))
+    assert (answer.margins < 1e-6).all()
+    assert answer.decided_by_rounding.all()
+
+
+def test_a_zero_text_proxy_is_not_taken_for_frozen():
+    """The column stays zero in the first step and becomes a direction in the second, however small lr is."""
+    X, T, P = np.eye(2), np.zeros((2, 3)), np.tile([1 / 3, 0.1, 0.5], (2, 1))
+    options = {"lr": 1e-12, "tau_i": 10.0, "alpha": 2.0, "iters": 2}
+    found = learn_proxies(X, T, P, **options)
+    assert found.iterations == 2
+    np.testing.assert_array_equal(found.labels, learn_proxies(X, T, P, **options, solver="schedule").labels)
+
+
+def test_a_frozen_schedule_ends_early_with_the_same_answer(make_clip_like):
+    """More classes than greedy steps: lr halves away in a hundred steps; here it has arrived by then."""
+    data = make_clip_like(300, 64, 30, 3)
+    config = MethodConfig(proxy_iters=2000)
+    auto = solve(data.features, data.descriptions, "kpl", config)
+    full = solve(data.features, data.descriptions, "kpl", replace(config, solver="schedule"))
+    assert auto.solution.iterations < 1000
+    assert full.solution.iterations > auto.solution.iterations
+    assert np.abs(auto.solution.scores - full.solution.scores).max() < 1e-6 * np.abs(full.solution.scores).max()
+    np.testing.assert_array_equal(auto.labels, full.labels)
+    codes = {note.code for note in auto.warnings}
+    assert "schedule_used" in codes
+    assert not codes & {"not_converged", "schedule_froze"}
+
+
+def test_freezing_before_the_fixed_point_is_said(make_clip_like):
+    data = make_clip_like(1000, 512, 37, 1000)
+    answer = solve(data.features, data.descriptions, "kpl")
+    assert answer.solution.iterations < 200
+    note = next(note for note in answer.warnings if note.code == "schedule_froze")
+    assert "short of a fixed point" in note.message
