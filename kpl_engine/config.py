@@ -99,11 +99,16 @@ class MethodConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """How ONNX Runtime runs the encoder.
+    """How the encoder runs.
 
     ``num_threads`` 0 means one per core. ``allow_spinning`` keeps idle threads busy-waiting:
     a little faster alone, 20-45 % slower for neighbours, hence off. ``batch_size`` is the most
     images sent through the graph at once.
+
+    On a GPU only: ``use_tf32`` lets ONNX Runtime round the inputs of float32 matrix products of the image
+    tower to 10 bits. ``use_cuda_graph`` replays ONNX Runtime's kernels as one CUDA graph for each power of
+    two up to ``batch_size``. ``gpu_memory_bytes`` is the most that ONNX Runtime's arena may take for one
+    tower; ``None`` is no limit.
     """
 
     num_threads: int = 0
@@ -111,6 +116,9 @@ class EncoderConfig:
     enable_arena: bool = True
     graph_optimization: Literal["disable", "basic", "extended", "all"] = "all"
     batch_size: int = 8
+    use_tf32: bool = False
+    use_cuda_graph: bool = False
+    gpu_memory_bytes: int | None = None
 
     def __post_init__(self) -> None:
         is_count = type(self.num_threads) is int and 0 <= self.num_threads <= _MAX_THREADS
@@ -121,6 +129,15 @@ class EncoderConfig:
             self,
             "graph_optimization",
             "'disable', 'basic', 'extended' or 'all'",
+        )
+        for name in ("use_tf32", "use_cuda_graph"):
+            _require(type(getattr(self, name)) is bool, self, name, "True or False")
+        limit = self.gpu_memory_bytes
+        _require(
+            limit is None or (type(limit) is int and 0 < limit < 1 << 63),
+            self,
+            "gpu_memory_bytes",
+            "None or an integer >= 1",
         )
 
 

@@ -13,10 +13,10 @@ from kpl_engine.arrays import Float32, UInt8
 from kpl_engine.errors import EncoderError, InputError, ShapeError
 from kpl_engine.imaging.preprocess import Preprocess
 
-__all__ = ["Encoder", "EncoderBase", "check_pixels", "check_texts", "check_unit"]
+__all__ = ["MAX_NORM_ERROR", "Encoder", "EncoderBase", "check_pixels", "check_texts", "check_unit"]
 
 _Self = TypeVar("_Self", bound="EncoderBase")
-_MAX_NORM_ERROR = 1e-2  # reduced precision keeps a unit row within this; a graph without its last layer does not
+MAX_NORM_ERROR = 1e-2  # reduced precision keeps a unit row within this; a graph without its last layer does not
 
 
 @runtime_checkable
@@ -118,7 +118,7 @@ def check_unit(rows: npt.NDArray[Any], what: str, start: int = 0) -> Float32:
     """
     rows = np.asarray(rows, dtype=np.float32)
     norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))  # (n,) float64
-    bad = np.flatnonzero(~(np.abs(norms - 1.0) <= _MAX_NORM_ERROR))  # written so that NaN is bad
+    bad = np.flatnonzero(~(np.abs(norms - 1.0) <= MAX_NORM_ERROR))  # written so that NaN is bad
     if len(bad):
         shown = ", ".join(str(start + int(i)) for i in bad[:8]) + (", ..." if len(bad) > 8 else "")
         raise EncoderError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ from kpl_engine.encoder.tokenize import Tokenizer, load_tokenizer
 from kpl_engine.errors import EncoderError, InputError
 from kpl_engine.imaging.preprocess import Preprocess
 
-__all__ = ["BundleView", "OrtEncoder", "Provider"]
+__all__ = ["BundleView", "Graph", "OrtEncoder", "Provider"]
 
 Provider = str | tuple[str, Mapping[str, Any]]
 _TOKEN_TYPES = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -85,9 +86,9 @@ class OrtEncoder(EncoderBase):
             )
         self.has_text = self._text_entry is not None
         self.text_fingerprint = str(self._text_entry["fingerprint"]) if self._text_entry is not None else ""
-        self._images: _Graph | None = self._open(self._image_entry, "image")
+        self._images: Graph | None = self._open(self._image_entry, "image")
         self.providers = self._images.providers
-        self._texts: tuple[_Graph, Tokenizer] | None = None
+        self._texts: tuple[Graph, Tokenizer] | None = None
         self._is_closed = False
 
     @property
@@ -122,13 +123,17 @@ class OrtEncoder(EncoderBase):
     def _closed(self) -> EncoderError:
         return EncoderError(f"encoder {self.name!r} is closed; load it again")
 
-    def _open(self, entry: Mapping[str, Any], tower: str) -> _Graph:
+    def _open(self, entry: Mapping[str, Any], tower: str) -> Graph:
+        path, label = self._verified(entry, tower)
+        return Graph(path, entry, label, self._asked, self._config)
+
+    def _verified(self, entry: Mapping[str, Any], tower: str) -> tuple[Path, str]:
+        """A tower's graph file and what messages call it."""
         for name in entry.get("data") or ():
             self._bundle.local_path(name)  # verifies the external weights the graph will read
-        path = self._bundle.local_path(entry["file"])
-        return _Graph(path, entry, f"{self.name}: {tower} graph", self._asked, self._config)
+        return self._bundle.local_path(entry["file"]), f"{self.name}: {tower} graph"
 
-    def _text_tower(self) -> tuple[_Graph, Tokenizer]:
+    def _text_tower(self) -> tuple[Graph, Tokenizer]:
         with self._lock:
             if self._is_closed:
                 raise self._closed()
@@ -145,7 +150,7 @@ class OrtEncoder(EncoderBase):
                 self._texts = self._open(entry, "text"), tokenizer
             return self._texts
 
-    def _run(self, graph: _Graph, inputs: npt.NDArray[Any], what: str) -> Float32:
+    def _run(self, graph: Graph, inputs: npt.NDArray[Any], what: str) -> Float32:
         rows = np.empty((len(inputs), self.embed_dim), dtype=np.float32)  # (n, d) float32
         for start in range(0, len(inputs), self.batch_size):
             batch = graph.run(inputs[start : start + self.batch_size], self.embed_dim)
@@ -159,47 +164,60 @@ class OrtEncoder(EncoderBase):
                 self._notices.append(note)
 
 
-class _Graph:
-    """One ONNX Runtime session with its input and output checked against the manifest."""
+class Graph:
+    """One ONNX Runtime session with its input and output checked against the manifest.
+
+    ``settings`` are session configuration entries beyond those of ``config``.
+    """
 
     def __init__(
-        self, path: Path, entry: Mapping[str, Any], label: str, asked: Sequence[Provider], config: EncoderConfig
+        self,
+        path: Path,
+        entry: Mapping[str, Any],
+        label: str,
+        asked: Sequence[Provider],
+        config: EncoderConfig,
+        settings: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         import onnxruntime
 
         names = [provider if isinstance(provider, str) else provider[0] for provider in asked]
         options = [{} if isinstance(provider, str) else dict(provider[1]) for provider in asked]
-        self._label = label
-        self._input, self._output = str(entry["input"]), str(entry["output"])
+        self.label = label
+        self.input, self.output = str(entry["input"]), str(entry["output"])
+        session_options = _session_options(onnxruntime, config)
+        for key, value in settings.items():
+            session_options.add_session_config_entry(key, value)
         try:
+            # A failing start or run must fail: the Python layer would otherwise retry on the CPU and only print it.
             session = onnxruntime.InferenceSession(
-                str(path), _session_options(onnxruntime, config), providers=names, provider_options=options
+                str(path), session_options, providers=names, provider_options=options, enable_fallback=0
             )
         except Exception as error:  # ONNX Runtime's exceptions share no public base
             raise EncoderError(f"{label}: ONNX Runtime cannot load {path.name}: {error!s:.400}") from error
-        # A failing run must fail: the Python layer would otherwise retry on the CPU and only print it.
         session.disable_fallback()
-        self._session = session
+        self.session = session
         self.providers: tuple[str, ...] = tuple(session.get_providers())
         inputs = {node.name: node.type for node in session.get_inputs()}
-        outputs = [node.name for node in session.get_outputs()]
-        if list(inputs) != [self._input] or self._output not in outputs:
+        outputs = {node.name: node.type for node in session.get_outputs()}
+        if list(inputs) != [self.input] or self.output not in outputs:
             raise EncoderError(
-                f"{label}: expected the input {self._input!r} and the output {self._output!r}, got {list(inputs)} and "
-                f"{outputs}; export the model again"
+                f"{label}: expected the input {self.input!r} and the output {self.output!r}, got {list(inputs)} and "
+                f"{list(outputs)}; export the model again"
             )
-        self._dtype = _TOKEN_TYPES.get(inputs[self._input])
+        self.types = inputs[self.input], outputs[self.output]
+        self._dtype = _TOKEN_TYPES.get(inputs[self.input])
 
     def run(self, batch: npt.NDArray[Any], embed_dim: int) -> npt.NDArray[Any]:
         """(n, ...) -> (n, embed_dim), as the graph gives it."""
         fed = batch if self._dtype is None else batch.astype(self._dtype, copy=False)
         try:
-            (rows,) = self._session.run([self._output], {self._input: fed})
+            (rows,) = self.session.run([self.output], {self.input: fed})
         except Exception as error:
-            raise EncoderError(f"{self._label}: ONNX Runtime failed on {batch.shape}: {error!s:.400}") from error
+            raise EncoderError(f"{self.label}: ONNX Runtime failed on {batch.shape}: {error!s:.400}") from error
         if rows.shape != (len(batch), embed_dim):
             raise EncoderError(
-                f"{self._label}: expected an output of {(len(batch), embed_dim)}, got {rows.shape}; "
+                f"{self.label}: expected an output of {(len(batch), embed_dim)}, got {rows.shape}; "
                 "export the model again with a dynamic batch"
             )
         return np.asarray(rows)

@@ -65,7 +65,7 @@ def test_every_option_gives_the_same_answer(make_bundle, config):
 
 def test_options_reach_the_session(make_bundle):
     encoder = OrtEncoder(make_bundle(), EncoderConfig(num_threads=2, enable_arena=False, graph_optimization="basic"))
-    options = encoder._images._session.get_session_options()
+    options = encoder._images.session.get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.enable_cpu_mem_arena is False
     assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
