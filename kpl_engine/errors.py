@@ -15,6 +15,11 @@
     ├── EncoderError                   an encoder failed to load or to run
     │   └── BackendUnavailableError    a back end asked for by name is not there
     ├── SolverError                    proxy learning cannot give a defined answer
+    ├── CudaError                      the CUDA driver refused something; `code` is its status
+    │   ├── CudaModuleError            a kernel cannot be found, compiled or loaded; `log` is the compiler's
+    │   ├── CudaLaunchError            a launch does not fit the GPU
+    │   ├── CudaMemoryError            the GPU has too little memory
+    │   └── CudaStickyError            a kernel failed and the process must be restarted
     ├── ExportError                    a checkpoint could not be exported
     │   └── ParityError                the exported graph differs from the original model
     └── MissingExtraError              an optional dependency is not installed
@@ -33,6 +38,11 @@ __all__ = [
     "BundlePathError",
     "BundleVersionError",
     "ConfigError",
+    "CudaError",
+    "CudaLaunchError",
+    "CudaMemoryError",
+    "CudaModuleError",
+    "CudaStickyError",
     "EncoderError",
     "ExportError",
     "ImageError",
@@ -117,6 +127,34 @@ class BackendUnavailableError(EncoderError):
 
 class SolverError(KplError):
     """Proxy learning cannot give a defined answer for these inputs."""
+
+
+class CudaError(KplError):
+    """The CUDA driver refused something; ``code`` is its ``CUresult``, 0 where the driver was not asked."""
+
+    def __init__(self, message: str, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class CudaModuleError(CudaError):
+    """A kernel cannot be found, compiled or loaded; ``log`` is what the compiler said."""
+
+    def __init__(self, message: str, code: int = 0, log: str = "") -> None:
+        super().__init__(message, code)
+        self.log = log
+
+
+class CudaLaunchError(CudaError):
+    """A launch asks for more threads, shared memory or blocks at once than the GPU has."""
+
+
+class CudaMemoryError(CudaError):
+    """The GPU has too little free memory."""
+
+
+class CudaStickyError(CudaError):
+    """A kernel failed and took the CUDA context of the process with it: only a new process can use the GPU."""
 
 
 class ExportError(KplError):
