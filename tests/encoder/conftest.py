@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
+
+from kpl_engine.cuda.context import Context
+
+from .doubles import Behaviour, HostDriver, onnxruntime_double
 
 
 class StandInBundle:
@@ -162,3 +167,23 @@ def short_merges(open_clip, tmp_path):
     with gzip.open(path, "wt", encoding="utf-8") as file:
         file.write("\n".join(lines))
     return path
+
+
+@pytest.fixture
+def behaviour():
+    """What the double of ONNX Runtime does; a class of tests may bring another."""
+    return Behaviour()
+
+
+@pytest.fixture
+def log(behaviour, monkeypatch):
+    """Puts the double in the place of ONNX Runtime; its calls."""
+    calls = []
+    monkeypatch.setitem(sys.modules, "onnxruntime", onnxruntime_double(behaviour, calls))
+    return calls
+
+
+@pytest.fixture
+def context():
+    """A `Context` on host memory that passes for GPU 1."""
+    return Context(HostDriver(ordinal=1))

@@ -2,43 +2,70 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
 from kpl_engine.encoder import select
 from kpl_engine.encoder.select import load_encoder
-from kpl_engine.errors import BackendUnavailableError, ConfigError, EncoderError
+from kpl_engine.errors import BackendUnavailableError, ConfigError, CudaError, EncoderError
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 
 
 class StandIn:
-    """Takes the place of `OrtEncoder`: starts only what ``works``."""
+    """Takes the place of the encoders: those named in ``broken`` raise."""
 
-    works = (CPU,)
-    raises = False
-    closed = 0
+    broken: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, bundle, config=None, providers=(), notices=()):
-        names = [name if isinstance(name, str) else name[0] for name in providers]
-        if self.raises and names[0] not in self.works:
-            raise EncoderError(f"cannot start {names[0]}")
-        self.asked, self.notices = list(providers), tuple(notices)
-        self.providers = tuple(name for name in names if name in self.works)
+    def __init__(self, name, notices):
+        if name in self.broken:
+            raise EncoderError(self.broken[name])
+        self.providers, self.notices = (name,), tuple(notices)
 
-    def close(self):
-        StandIn.closed += 1
+
+class Bundle:
+    """With a TensorRT plan, of which nothing but its being there is looked at."""
+
+    def __init__(self, has_plan):
+        self.manifest = {"encoder": {}, "plans": {"h200": {}}} if has_plan else {"encoder": {}}
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    def make(works, raises=False):
-        monkeypatch.setattr(StandIn, "works", works)
-        monkeypatch.setattr(StandIn, "raises", raises)
-        monkeypatch.setattr(StandIn, "closed", 0)
-        monkeypatch.setattr(select, "OrtEncoder", StandIn)
+def opened(monkeypatch):
+    """GPUs opened, and closed, in order; ``broken`` back ends do not start."""
+    calls = []
 
-    return make
+    class Context:
+        def __init__(self, ordinal):
+            if "GPU" in StandIn.broken:
+                raise CudaError(StandIn.broken["GPU"])
+            calls.append(f"open {ordinal}")
+
+        def close(self):
+            calls.append("close")
+
+    def ort_cuda(bundle, context, config, notices, *, owns_context):
+        assert isinstance(context, Context)
+        assert owns_context
+        return StandIn(CUDA, notices)
+
+    monkeypatch.setattr(StandIn, "broken", {})
+    monkeypatch.setattr(select, "OrtCudaEncoder", ort_cuda)
+    monkeypatch.setattr(select, "OrtEncoder", lambda bundle, config, providers, notices: StandIn(CPU, notices))
+    monkeypatch.setattr(select, "open_context", Context)
+    return calls
+
+
+def load(device="auto", has_plan=False, present=(CUDA, CPU)):
+    return load_encoder(
+        Bundle(has_plan),
+        device,
+        available=lambda: list(present),
+        open_context=select.open_context,
+        open_plan=lambda bundle, context, config, notices: StandIn("TensorRT", notices),
+    )
 
 
 def test_cpu_and_auto_really_run(make_bundle):
@@ -61,37 +88,68 @@ def test_cuda_by_name_where_it_is_not(make_bundle, device):
         load_encoder(make_bundle(), device, available=lambda: ["AzureExecutionProvider", CPU])
 
 
-def test_cuda_device_number(stand_in):
-    stand_in((CUDA, CPU))
-    assert load_encoder(None, "cuda:3", available=lambda: [CUDA, CPU]).asked == [(CUDA, {"device_id": "3"}), CPU]
-    assert load_encoder(None, "cuda", available=lambda: [CUDA, CPU]).asked[0] == (CUDA, {"device_id": "0"})
+@pytest.mark.parametrize(("device", "ordinal"), [("cuda", 0), ("cuda:3", 3), ("auto", 0)])
+def test_the_gpu_asked_for_is_opened_once(opened, device, ordinal):
+    assert load(device).providers == (CUDA,)
+    assert opened == [f"open {ordinal}"]
 
 
-def test_cuda_by_name_that_silently_does_not_start(stand_in):
-    stand_in((CPU,))
-    with pytest.raises(BackendUnavailableError, match="did not start"):
-        load_encoder(None, "cuda", available=lambda: [CUDA, CPU])
-    assert StandIn.closed == 1
+def test_a_plan_goes_before_onnx_runtime_and_that_before_the_cpu(opened):
+    encoder = load(has_plan=True)
+    assert encoder.notices == ("device auto: the encoder runs on TensorRT",)
+    assert load("cuda", has_plan=True).providers == ("TensorRT",)
+    assert load().notices == (f"device auto: the encoder runs on {CUDA}",)
+    assert load("cuda").notices == ()
+    assert load("cpu", has_plan=True).providers == (CPU,)
 
 
-@pytest.mark.parametrize("raises", [False, True])
-def test_auto_passes_over_what_does_not_start_and_says_so(stand_in, raises):
-    stand_in((CPU,), raises)
-    encoder = load_encoder(None, available=lambda: [CUDA, CPU])
-    assert encoder.providers == (CPU,)
-    assert f"runs on {CPU}; passed over {CUDA}" in encoder.notices[0]
+def test_a_plan_needs_no_onnx_runtime_for_the_gpu(opened):
+    assert load("cuda", has_plan=True, present=[CPU]).providers == ("TensorRT",)
+    assert load(has_plan=True, present=[CPU]).providers == ("TensorRT",)
 
 
-def test_auto_prefers_cuda(stand_in):
-    stand_in((CUDA, CPU))
-    encoder = load_encoder(None, available=lambda: [CPU, "AzureExecutionProvider", CUDA])
-    assert encoder.providers == (CUDA, CPU)
-    assert encoder.notices == (f"device auto: the encoder runs on {CUDA}",)
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_what_is_passed_over_is_said(opened, device):
+    StandIn.broken["TensorRT"] = "it was built for GPU T4"
+    (notice,) = load(device, has_plan=True).notices
+    assert notice == f"device {device}: the encoder runs on {CUDA}; passed over TensorRT (it was built for GPU T4)"
+    assert opened == ["open 0"]
 
 
-def test_auto_without_any_known_provider():
+def test_auto_falls_to_the_cpu_and_says_why(opened):
+    StandIn.broken.update({"TensorRT": "it was built for GPU T4", CUDA: "its libraries"})
+    (notice,) = load(has_plan=True).notices
+    assert notice.startswith(f"device auto: the encoder runs on {CPU}; passed over TensorRT (it was built for GPU T4)")
+    assert notice.endswith(f"{CUDA} (its libraries)")
+    assert opened == ["open 0", "close"]
+
+
+def test_auto_without_a_gpu_that_works(opened):
+    StandIn.broken["GPU"] = "the driver is too old"
+    (notice,) = load().notices
+    assert notice == f"device auto: the encoder runs on {CPU}; passed over {CUDA} (the driver is too old)"
+
+
+def test_auto_opens_no_gpu_that_nothing_would_use(opened):
+    assert load(present=[CPU]).notices == (f"device auto: the encoder runs on {CPU}",)
+    assert opened == []
+
+
+def test_by_name_never_falls_back(opened):
+    StandIn.broken.update({"TensorRT": "it was built for GPU T4", CUDA: "its libraries"})
+    with pytest.raises(EncoderError, match="its libraries"):
+        load("cuda")
+    with pytest.raises(BackendUnavailableError, match="no encoder started: it was built for GPU T4; its libraries"):
+        load("cuda:1", has_plan=True)
+    assert opened == ["open 0", "close", "open 1", "close"]
+    StandIn.broken["GPU"] = "the driver is too old"
+    with pytest.raises(BackendUnavailableError, match="device cuda: the driver is too old"):
+        load("cuda", has_plan=True)
+
+
+def test_auto_without_any_known_provider(make_bundle):
     with pytest.raises(BackendUnavailableError, match="AzureExecutionProvider"):
-        load_encoder(None, available=lambda: ["AzureExecutionProvider"])
+        load_encoder(make_bundle(), available=lambda: ["AzureExecutionProvider"])
 
 
 def test_auto_does_not_hide_a_broken_bundle(make_bundle):
@@ -99,6 +157,14 @@ def test_auto_does_not_hide_a_broken_bundle(make_bundle):
     (bundle.folder / "image.onnx").write_bytes(b"not a graph")
     with pytest.raises(EncoderError, match="cannot load"):
         load_encoder(bundle, available=lambda: [CPU])
+
+
+def test_a_provider_by_name_that_silently_does_not_start(make_bundle, behaviour, log):
+    behaviour.providers = [CPU]
+    with pytest.raises(BackendUnavailableError, match="did not start"):
+        load_encoder(make_bundle(), providers=[CUDA, CPU], available=lambda: [CUDA, CPU])
+    behaviour.providers = [CUDA, CPU]
+    assert load_encoder(make_bundle(), providers=[CUDA, CPU], available=lambda: [CUDA, CPU]).providers == (CUDA, CPU)
 
 
 def test_providers_by_name(make_bundle):
