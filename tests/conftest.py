@@ -3,6 +3,10 @@
 import pytest
 
 
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="run the tests of kernels on this machine's GPU")
+
+
 @pytest.fixture(scope="session")
 def open_clip():
     """open_clip itself, the independent side of every comparison with it."""
