@@ -68,7 +68,7 @@ std::string run(const Request& request) {
   random_state = request.seed == 0 ? 0 : request.seed * 0x9e3779b97f4a7c15u | 1;
   block_dim = {request.block, 1, 1};
   grid_dim = {request.grid, 1, 1};
-  race_start_launch(request.is_checked != 0, request.grid);
+  race_start_launch(request.is_checked != 0);
   reset_barriers();
   const std::vector<unsigned> order = order_of_blocks(request);
   const std::size_t together = request.is_cooperative != 0 ? request.grid : request.cluster;

@@ -32,7 +32,7 @@ std::size_t num_live = 0;
 std::size_t round_up(std::size_t value, std::size_t to) { return (value + to - 1) / to * to; }
 
 void reserve() {
-  for (arena_size = std::size_t{256} << 30; arena_size >= std::size_t{2} << 30; arena_size /= 2) {
+  for (arena_size = std::size_t{64} << 30; arena_size >= std::size_t{2} << 30; arena_size /= 2) {
     void* memory = mmap(nullptr, arena_size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory != MAP_FAILED) {
       arena = static_cast<char*>(memory);

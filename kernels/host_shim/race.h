@@ -13,16 +13,16 @@ struct Warp;
 void race_allocate(void* begin, std::size_t nbytes);
 void race_release(void* begin, std::size_t nbytes);
 
-void race_start_launch(bool is_checked, unsigned num_blocks);
-void race_start_block(Block& block);
+void race_start_launch(bool is_checked);
+void race_start_block(const Block& block);
 
 void race_access(const void* address, std::size_t size, bool is_write, const void* code);
 void race_atomic(const void* address, std::size_t size, const void* code);
 void race_read_only(const void* address, std::size_t size, const void* code);
 
-void race_block_barrier(Block& block);
+void race_block_barrier(const Block& block);
 void race_group_barrier(const std::vector<Block*>& blocks);
-void race_warp_barrier(Warp& warp, unsigned lanes);
+void race_warp_barrier(const Warp& warp, unsigned lanes);
 void race_fence();
 
 }  // namespace kpl_shim

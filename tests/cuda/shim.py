@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -234,9 +235,7 @@ class ShimDriver:
         with _ONE_AT_A_TIME:
             address = int(self._shim.kpl_shim_allocate(nbytes)) if nbytes <= free else 0
         if address == 0:
-            raise CudaMemoryError(
-                f"out of memory: asked for {nbytes} bytes, {free} of {self._info.total_bytes} are free"
-            )
+            raise CudaMemoryError(f"out of memory: asked for {nbytes} bytes, {free} are free")
         self._memory.live[address] = nbytes
         return ShimAllocation(self, address, nbytes)
 
@@ -461,7 +460,7 @@ def _with_lines(message: str, library: str) -> str:
 
     def place(match: re.Match[str]) -> str:
         address = int(match.group(1))
-        for line in open("/proc/self/maps"):
+        for line in Path("/proc/self/maps").read_text().splitlines():
             low, _, rest = line.partition("-")
             high = rest.split()[0]
             if library in line and int(low, 16) <= address < int(high, 16):

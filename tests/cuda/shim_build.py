@@ -21,7 +21,7 @@ from kpl_engine.errors import CudaModuleError
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 SHIM = KERNELS / "host_shim"
 _COMPILER = "g++"
-_COMMON = ["-std=c++17", "-fPIC", "-shared", "-g", "-Wall", "-Wextra"]
+_COMMON = ["-std=c++17", "-fPIC", "-g", "-Wall", "-Wextra"]
 # nvcc fuses multiply and add where it can, so these builds do too. A kernel must not lean on either rounding.
 _KERNEL = [*_COMMON, "-march=native", "-ffp-contract=fast", "-Wno-unused-function", "-Wno-unknown-pragmas"]
 _FLAVOURS = {
@@ -135,12 +135,18 @@ def _built(name: str, key: str, flags: list[str], sources: list[str]) -> Path:
 
 
 def _compile(target: Path, flags: list[str], sources: list[str]) -> None:
-    unfinished = target.with_suffix(f".{os.getpid()}.tmp")
-    command = [_COMPILER, *flags, "-o", str(unfinished), *sources]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        # Linked without the flags: -fsanitize=thread would bring the sanitizer's own library.
+        _run([_COMPILER, *flags, "-c", *sources], folder)
+        unfinished = f"{folder}/library.so"
+        _run([_COMPILER, "-shared", "-o", unfinished, *(str(path) for path in Path(folder).glob("*.o"))], folder)
+        Path(unfinished).replace(target)
+
+
+def _run(command: list[str], folder: str) -> None:
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise CudaModuleError(f"{' '.join(command)}\nfailed:\n{result.stderr}", log=result.stderr)
-    unfinished.replace(target)
 
 
 def _drop_old(name: str, keep: Path) -> None:
