@@ -40,7 +40,7 @@ _RGB_POSITIVE: _Check = ("three numbers > 0", lambda v: _RGB[1](v) and all(item 
 _SCALE: _Check = ("a number > 0", lambda v: _is_number(v) and v > 0)
 
 _TOP: dict[str, _Check] = {"encoder": _OPTIONAL_OBJECT, "preprocess": _OPTIONAL_OBJECT}
-_TOP |= {"knowledge": _OBJECT, "proxies": _OBJECT, "defaults": _OBJECT}
+_TOP |= {"knowledge": _OBJECT, "proxies": _OBJECT, "plans": _OBJECT, "defaults": _OBJECT}
 _ENCODER = {"name": _TEXT, "embed_dim": _COUNT, "fingerprint": _TEXT, "logit_scale": _SCALE, "precision": _TEXT}
 _ENCODER |= {"image": _OBJECT, "text": _OPTIONAL_OBJECT}
 _GRAPH = {"file": _TEXT, "data": _NAMES, "input": _TEXT, "output": _TEXT, "fingerprint": _TEXT}
@@ -108,5 +108,7 @@ def check_schema(manifest: Mapping[str, Any], where: str, error: type[BundleErro
             check.fail("preprocess", "an object, because there is an encoder", preprocess)
         else:
             check.fields(preprocess, _PREPROCESS, "preprocess.", _NEEDED["preprocess"])
-    for key in ("knowledge", "proxies"):
+    for key in ("knowledge", "proxies", "plans"):
         check.entries(manifest.get(key, {}), key)
+    for name, entry in manifest.get("plans", {}).items():
+        check.listed(f"plans.{name}.parity_file", entry.get("parity_file"))

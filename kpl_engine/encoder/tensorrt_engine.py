@@ -1,0 +1,307 @@
+"""One TensorRT plan, loaded and ready to run: a context for each batch bucket, each replayed as one CUDA graph.
+
+Sources: NVIDIA's TensorRT Python API reference, 10.3 to 11.4 (deserialisation, execution contexts with memory of the
+caller, strong typing, engine inspector) and its advice on CUDA graphs: one warm-up run, then capture.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kpl_engine.arrays import Float32, UInt8
+from kpl_engine.cuda.base import Graph
+from kpl_engine.cuda.context import Context, DeviceArray
+from kpl_engine.encoder.plans import Plan, bucket_for, buckets_of
+from kpl_engine.encoder.tensorrt_library import logger_of, take_errors
+from kpl_engine.errors import BackendUnavailableError, CudaError, CudaStickyError, EncoderError, KplError
+
+__all__ = ["PlanEngine", "Signature"]
+
+# How the inspector names the types, in all versions we read of.
+_SPELLINGS = {
+    "fp16": re.compile(r"\b(?:fp16|half|float16)\b", re.IGNORECASE),
+    "bf16": re.compile(r"\b(?:bf16|bfloat16)\b", re.IGNORECASE),
+    "int8": re.compile(r"\bint8\b", re.IGNORECASE),
+    "fp8": re.compile(r"\b(?:fp8|e4m3\w*)\b", re.IGNORECASE),
+    "fp32": re.compile(r"\b(?:fp32|float|float32)\b", re.IGNORECASE),
+}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What the image tower of a bundle takes and gives."""
+
+    input: str
+    output: str
+    image_size: tuple[int, int]
+    embed_dim: int
+
+
+@dataclass(eq=False)
+class _Lane:
+    """One batch bucket: its execution context and the buffers whose addresses the graph has inside."""
+
+    bucket: int
+    context: Any
+    pixels: DeviceArray  # (bucket, h, w, 3) uint8
+    features: DeviceArray  # (bucket, d) float32
+    staging: UInt8  # (bucket, h, w, 3) pinned
+    answer: Float32  # (bucket, d) pinned
+    graph: Graph | None = None
+    is_staged: bool = False  # a copy out of ``staging`` may be under way
+
+
+class PlanEngine:
+    """Not safe for several threads at once, as TensorRT's contexts are not: its callers take turns.
+
+    Parameters
+    ----------
+    library : module
+        TensorRT, of `import_tensorrt`.
+    context : Context
+        The GPU, and the stream all work goes into.
+    plan : Plan
+    data : bytes
+        The plan itself. It holds host code: it must come out of a bundle whose checksums were verified.
+    signature : Signature
+
+    Raises
+    ------
+    BackendUnavailableError
+        TensorRT refuses the plan (another GPU or version), or does not start.
+    EncoderError
+        Inputs or outputs of the plan are not those of the bundle.
+    """
+
+    def __init__(self, library: Any, context: Context, plan: Plan, data: bytes, signature: Signature) -> None:
+        self.label = f"plan {plan.name!r}"
+        self.plan, self.signature = plan, signature
+        self.providers: tuple[str, ...] = (f"TensorRT {library.__version__} {plan.precision}",)
+        self.notices: list[str] = []
+        self.buckets = buckets_of(plan.max_batch)
+        self._library, self._context = library, context
+        self._logger = logger_of(library)
+        self._lanes: dict[int, _Lane] = {}
+        self._workspaces: dict[int, DeviceArray] = {}  # one a profile: its contexts run one after the other
+        self._runtime: Any = None
+        self._engine: Any = None
+        try:
+            self._load(data)
+            self._check_tensors()
+        except BaseException:
+            self.close()
+            raise
+
+    def _load(self, data: bytes) -> None:
+        take_errors(self._logger)
+        try:
+            self._runtime = self._library.Runtime(self._logger)
+        except TypeError as error:  # the bindings' word for a null pointer
+            raise BackendUnavailableError(
+                f"{self.label}: TensorRT {self._library.__version__} did not start: "
+                f"{take_errors(self._logger) or error}"
+            ) from error
+        if self.plan.is_portable:
+            self._runtime.engine_host_code_allowed = True
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            reason = take_errors(self._logger) or "it gives no reason"
+            raise BackendUnavailableError(
+                f"{self.label}: TensorRT {self._library.__version__} refuses it on this "
+                f"{self._context.driver.info.name}: {reason}. Build it again on this machine with kpl-engine build"
+            )
+
+    def _check_tensors(self) -> None:
+        """Names, directions, types and shapes, and the profiles, as the manifest says."""
+        trt, engine, wanted = self._library, self._engine, self.signature
+        found = {
+            name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name)))
+            for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+        }
+        expected = {
+            wanted.input: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *wanted.image_size, 3)),
+            wanted.output: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, wanted.embed_dim)),
+        }
+        if found != expected:
+            raise EncoderError(
+                f"{self.label}: expected the tensors {_describe(expected)}, got {_describe(found)}; build it again"
+            )
+        if engine.num_optimization_profiles != len(self.plan.profiles):
+            raise EncoderError(
+                f"{self.label}: expected {len(self.plan.profiles)} profiles, got {engine.num_optimization_profiles}; "
+                "build it again"
+            )
+        for index, sizes in enumerate(self.plan.profiles):
+            shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(wanted.input, index)]
+            if [shape[0] for shape in shapes] != list(sizes):
+                raise EncoderError(f"{self.label}: expected batches {sizes} of profile {index}, got {shapes}")
+
+    def run(self, batch: UInt8, embed_dim: int) -> npt.NDArray[Any]:
+        """(n, h, w, 3) uint8 -> (n, embed_dim) float32 on the host, as the plan gives it; at most `max_batch`."""
+        lane = self._lane(len(batch))
+        self._stage(lane, batch)
+        self._start(lane)
+        driver, stream = self._context.driver, self._context.stream
+        rows = lane.answer[: len(batch), :embed_dim]
+        driver.copy_out(rows, lane.features.address, stream)
+        driver.synchronize(stream)
+        lane.is_staged = False
+        return np.array(rows)
+
+    def put(self, pixels: UInt8 | DeviceArray, rows: DeviceArray, start: int, count: int) -> None:
+        """Pictures ``start`` to ``start + count`` into the same places of ``rows``, without waiting."""
+        lane = self._lane(count)
+        driver, stream = self._context.driver, self._context.stream
+        if isinstance(pixels, DeviceArray):
+            picture = lane.pixels.nbytes // lane.bucket
+            driver.copy_on(lane.pixels.address, pixels.address + start * picture, count * picture, stream)
+        else:
+            self._stage(lane, pixels[start : start + count])
+        self._start(lane)
+        row = lane.features.nbytes // lane.bucket
+        driver.copy_on(rows.address + start * row, lane.features.address, count * row, stream)
+
+    def _stage(self, lane: _Lane, batch: UInt8) -> None:
+        driver, stream = self._context.driver, self._context.stream
+        if lane.is_staged:
+            driver.synchronize(stream)
+        part = lane.staging[: len(batch)]  # rows beyond stay from earlier calls; every row is encoded alone
+        part[...] = batch
+        driver.copy_in(lane.pixels.address, part, stream)
+        lane.is_staged = True
+
+    def _start(self, lane: _Lane) -> None:
+        if lane.graph is None:
+            self._execute(lane)
+        else:
+            lane.graph.launch(self._context.stream)
+
+    def _execute(self, lane: _Lane) -> None:
+        if not lane.context.execute_async_v3(self._context.stream.handle):
+            raise EncoderError(
+                f"{self.label}: TensorRT failed on {lane.bucket} pictures: {take_errors(self._logger) or 'no reason'}"
+            )
+
+    def _lane(self, count: int) -> _Lane:
+        if self._engine is None:
+            raise EncoderError(f"{self.label} is closed; load it again")
+        bucket = bucket_for(count, self.buckets)
+        if bucket not in self._lanes:
+            lane = self._open_lane(bucket)
+            self._warm_up(lane)
+            self._lanes[bucket] = lane
+        return self._lanes[bucket]
+
+    def _open_lane(self, bucket: int) -> _Lane:
+        profiles = self.plan.profiles
+        profile = next(i for i, (low, _, high) in enumerate(profiles) if low <= bucket <= high)
+        trt, wanted, gpu = self._library, self.signature, self._context
+        pixels = gpu.zeros((bucket, *wanted.image_size, 3), np.uint8)
+        features = gpu.empty((bucket, wanted.embed_dim), np.float32)
+        context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if context is None:
+            raise self._no_lane(bucket, "it gives no execution context; the GPU may have too little free memory")
+        workspace = self._workspace(profile)
+        # The order is TensorRT's: profile, then memory of that profile, then shapes, then addresses.
+        if not context.set_optimization_profile_async(profile, gpu.stream.handle):
+            raise self._no_lane(bucket, f"it refuses profile {profile}")
+        context.set_device_memory(workspace.address, workspace.nbytes)
+        if not context.set_input_shape(wanted.input, pixels.shape):
+            raise self._no_lane(bucket, f"it refuses the shape {pixels.shape}")
+        for name, array in ((wanted.input, pixels), (wanted.output, features)):
+            if not context.set_tensor_address(name, array.address):
+                raise self._no_lane(bucket, f"it refuses an address for {name!r}")
+        missing = context.infer_shapes()
+        if missing or tuple(context.get_tensor_shape(wanted.output)) != features.shape:
+            raise self._no_lane(bucket, f"its output is not of shape {features.shape}")
+        staging = gpu.driver.pinned(pixels.shape, np.uint8)
+        answer = gpu.driver.pinned(features.shape, np.float32)
+        staging[...] = 0
+        return _Lane(bucket, context, pixels, features, staging, answer)
+
+    def _no_lane(self, bucket: int, why: str) -> EncoderError:
+        said = take_errors(self._logger)
+        return EncoderError(f"{self.label}: TensorRT cannot run {bucket} pictures: {why}{f' ({said})' if said else ''}")
+
+    def _workspace(self, profile: int) -> DeviceArray:
+        if profile not in self._workspaces:
+            size = self._engine.get_device_memory_size_for_profile_v2(profile)
+            self._workspaces[profile] = self._context.empty((max(int(size), 1),), np.uint8)
+        return self._workspaces[profile]
+
+    def _warm_up(self, lane: _Lane) -> None:
+        """One run, in which TensorRT does what it put off, then the same as a graph where the driver has graphs."""
+        driver, stream = self._context.driver, self._context.stream
+        self._execute(lane)
+        driver.synchronize(stream)
+        if not driver.features.has_graphs:
+            return
+        try:
+            lane.graph = driver.capture(stream, lambda: self._execute(lane))
+        except CudaStickyError:
+            raise
+        except (CudaError, EncoderError) as error:
+            self.notices.append(f"{self.label}: batches of {lane.bucket} run without a CUDA graph: {error!s:.200}")
+
+    def count_layers(self) -> dict[str, int]:
+        """How many layers write each type, as the inspector tells: ``{"fp16": 96, "fp32": 14}``; empty if it does not.
+
+        Raises
+        ------
+        EncoderError
+            It tells, and no layer computes in the plan's precision, or one in less than the plan's.
+        """
+        inspector = self._engine.create_engine_inspector()
+        text = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
+        del inspector
+        counts = _count_types(text)
+        lower = set(counts) - {"fp32"} if self.plan.precision == "fp32" else set()
+        if counts and (self.plan.precision not in counts or lower):
+            raise EncoderError(
+                f"{self.label}: expected layers in {self.plan.precision}, the plan has {dict(counts)}; build it again"
+            )
+        return dict(sorted(counts.items()))
+
+    def close(self) -> None:
+        """Free graphs, contexts, engine and runtime, in that order; calling it twice is harmless."""
+        if self._engine is not None:
+            with suppress(KplError):  # a lost CUDA context cannot wait any more
+                self._context.driver.synchronize(self._context.stream)
+        for lane in self._lanes.values():
+            lane.graph = None
+            lane.context = None
+        self._lanes.clear()
+        self._workspaces.clear()
+        self._engine = None
+        self._runtime = None
+
+
+def _describe(tensors: dict[str, tuple[Any, Any, tuple[int, ...]]]) -> str:
+    parts = [f"{name} {_short(kind)} {shape}" for name, (_, kind, shape) in sorted(tensors.items())]
+    return ", ".join(parts) or "none"
+
+
+def _short(kind: Any) -> str:
+    return str(kind).rsplit(".", maxsplit=1)[-1]
+
+
+def _count_types(text: str) -> Counter[str]:
+    """Types of the layers' outputs in the inspector's JSON; its form is no promise, so nothing of it is required."""
+    counts: Counter[str] = Counter()
+    with suppress(ValueError, AttributeError, TypeError):
+        for layer in json.loads(text).get("Layers", ()):
+            said = " ".join(
+                str(output.get(key, ""))
+                for output in layer.get("Outputs", ())
+                for key in ("Format/Datatype", "Datatype", "DataType")
+            )
+            counts.update(name for name, spelling in _SPELLINGS.items() if spelling.search(said))
+    return counts
