@@ -7,6 +7,7 @@ CPU. Addresses and handles are plain integers, so that TensorRT and ONNX Runtime
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -158,6 +159,12 @@ class Driver(Protocol):
 
     def capture(self, stream: Stream, work: Callable[[], None]) -> Graph:
         """What ``work`` puts into ``stream``, as a graph; it is recorded, not run. Needs `Features.has_graphs`."""
+
+    def current(self) -> AbstractContextManager[Any]:
+        """Make the GPU's context current in this thread while the block runs, for libraries that take what is current.
+
+        Nests, and calls of the driver may stand inside.
+        """
 
     def synchronize(self, stream: Stream | None = None) -> None:
         """Wait for a stream, or for all; errors of earlier asynchronous work are raised here."""

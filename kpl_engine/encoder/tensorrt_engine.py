@@ -94,8 +94,9 @@ class PlanEngine:
         self._runtime: Any = None
         self._engine: Any = None
         try:
-            self._load(data)
-            self._check_tensors()
+            with context.driver.current():
+                self._load(data)
+                self._check_tensors()
         except BaseException:
             self.close()
             raise
@@ -185,7 +186,9 @@ class PlanEngine:
             lane.graph.launch(self._context.stream)
 
     def _execute(self, lane: _Lane) -> None:
-        if not lane.context.execute_async_v3(self._context.stream.handle):
+        with self._context.driver.current():
+            is_started = lane.context.execute_async_v3(self._context.stream.handle)
+        if not is_started:
             raise EncoderError(
                 f"{self.label}: TensorRT failed on {lane.bucket} pictures: {take_errors(self._logger) or 'no reason'}"
             )
@@ -195,7 +198,8 @@ class PlanEngine:
             raise EncoderError(f"{self.label} is closed; load it again")
         bucket = bucket_for(count, self.buckets)
         if bucket not in self._lanes:
-            lane = self._open_lane(bucket)
+            with self._context.driver.current():
+                lane = self._open_lane(bucket)
             self._warm_up(lane)
             self._lanes[bucket] = lane
         return self._lanes[bucket]
@@ -272,11 +276,18 @@ class PlanEngine:
 
     def close(self) -> None:
         """Free graphs, contexts, engine and runtime, in that order; calling it twice is harmless."""
-        if self._engine is not None:
-            with suppress(KplError):  # a lost CUDA context cannot wait any more
-                self._context.driver.synchronize(self._context.stream)
+        if self._runtime is None:
+            return
+        with suppress(KplError):  # a lost CUDA context can neither wait nor be made current
+            self._context.driver.synchronize(self._context.stream)
+        with suppress(KplError), self._context.driver.current():
+            self._free()
+        self._free()
+
+    def _free(self) -> None:
         for lane in self._lanes.values():
             lane.graph = None
+        for lane in self._lanes.values():
             lane.context = None
         self._lanes.clear()
         self._workspaces.clear()
