@@ -12,6 +12,7 @@ OLD_PYTHON = kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=p
 
 .PHONY: help demo test lint types contracts check bench clean
 .PHONY: core-test core-sanitize core-aarch64 core-fuzz
+.PHONY: test-gpu bench-gpu
 
 help:
 	@echo "make demo           install the runtime (no torch) and classify the bundled images"
@@ -22,6 +23,8 @@ help:
 	@echo "make core-fuzz      the tests of the core in Python, fuzz tests too, on a module built under the first two"
 	@echo "make core-aarch64   cross-compiled and emulated (Debian: g++-aarch64-linux-gnu qemu-user)"
 	@echo "make bench          the benchmarks of benchmarks/ (slow)"
+	@echo "make test-gpu       on a machine with an NVIDIA GPU: the kernels' tests on it, and under compute-sanitizer"
+	@echo "make bench-gpu      on a machine with an NVIDIA GPU: the figures of benchmarks/README.md (predicted: BENCH=--dry-run)"
 	@echo "make clean          remove environments and outputs"
 
 # `made` is an environment without the package, `ready` has it: an edit of the core does not download torch again.
@@ -111,5 +114,12 @@ bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/end_to_end.py
 	.venv-dev/bin/python benchmarks/cold_start.py
 
+# On what the machine has (its torch, CUDA and Python packages): only what is missing is installed, beside it.
+test-gpu:
+	$(PYTHON) tests/gpu/run.py
+
+bench-gpu:
+	$(PYTHON) benchmarks/gpu_bench.py $(BENCH)
+
 clean:
-	rm -rf .venv .venv-dev demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-dev .venv-gpu demo-output build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
