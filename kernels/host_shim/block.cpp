@@ -54,9 +54,9 @@ void wait_copies(int groups_left) {
 void fence() { race_fence(); }
 
 void before_atomic(const void* address, std::size_t size) {
-  race_atomic(address, size, __builtin_return_address(0));
   // In any order but the plain one, others may come between this thread's last access and its atomic.
   if (pick(4) == 1) yield();
+  race_atomic(address, size, __builtin_return_address(0));
 }
 
 void read_only_load(const void* address, std::size_t size) {

@@ -23,7 +23,15 @@ SHIM = KERNELS / "host_shim"
 _COMPILER = "g++"
 _COMMON = ["-std=c++17", "-fPIC", "-g", "-Wall", "-Wextra"]
 # nvcc fuses multiply and add where it can, so these builds do too. A kernel must not lean on either rounding.
-_KERNEL = [*_COMMON, "-march=native", "-ffp-contract=fast", "-Wno-unused-function", "-Wno-unknown-pragmas"]
+# Large frames are touched page by page, so that they end at the guard page of their stack and not beyond.
+_KERNEL = [
+    *_COMMON,
+    "-march=native",
+    "-fstack-clash-protection",
+    "-ffp-contract=fast",
+    "-Wno-unused-function",
+    "-Wno-unknown-pragmas",
+]
 _FLAVOURS = {
     "fast": ["-O2"],
     # Every access calls a hook of race_hooks.cpp. Loops turned into memset would not.
