@@ -128,7 +128,7 @@ class TestBarriers:
             shim.driver.synchronize()
 
     def test_remote_shared_memory_of_an_ended_block(self, shim):
-        with pytest.raises(KernelFault, match="which has ended|has ended and its shared memory with it"):
+        with pytest.raises(KernelFault, match=r"which has ended|has ended and its shared memory with it"):
             run(shim, "cluster_life", CLUSTERS, [4], np.int32(1))
 
 
