@@ -11,7 +11,6 @@ import pytest
 from kpl_engine.cuda.base import Launch
 from kpl_engine.errors import CudaError, CudaLaunchError, CudaMemoryError, CudaModuleError, ShapeError
 
-
 BASICS = "host_shim/tests/basics"
 COLLECTIVES = "host_shim/tests/collectives"
 SHUFFLES = {"int": np.int32, "long": np.int64, "float": np.float32, "double": np.float64}
