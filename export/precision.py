@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,9 @@ from kpl_engine.errors import ConfigError
 from .graph import Names, cast_target, is_float, lift_constants, save_graph, value_types
 from .regions import low_nodes
 
-__all__ = ["PRECISIONS", "CastReport", "Precision", "cast_file", "cast_graph", "round_weights"]
+__all__ = ["PRECISIONS", "CastReport", "cast_file", "cast_graph", "round_weights"]
 
-Precision = Literal["fp32", "fp16", "bf16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 
 _TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 # Float inputs that stay float32 whatever the data: {operator: places}
@@ -49,14 +48,14 @@ class CastReport:
     kept_weights: tuple[str, ...] = ()
 
 
-def cast_file(source: Path, target: Path, precision: Precision) -> tuple[tuple[Path, ...], CastReport]:
+def cast_file(source: Path, target: Path, precision: str) -> tuple[tuple[Path, ...], CastReport]:
     """`cast_graph` from file to file; returns the files written (graph, then data over 1.9 GB) and the report."""
     model = onnx.load(source)
     report = cast_graph(model, precision)
     return save_graph(model, target), report
 
 
-def cast_graph(model: ModelProto, precision: Precision) -> CastReport:
+def cast_graph(model: ModelProto, precision: str) -> CastReport:
     """Rewrite ``model`` in place for ``precision``; opset and IR version stay.
 
     With ``fp32`` only what every TensorRT build needs is done: tensors of Constant nodes become initializers, and a

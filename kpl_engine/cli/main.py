@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with every sub-command."""
     # Here and not above, so that `main` is there to answer a Ctrl-C while they load.
     from kpl_engine.cli import (
+        build_command,
         classify_command,
         demo_command,
         doctor_command,
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo_command.add_parser(commands)
     export_command.add_parser(commands)
+    build_command.add_parser(commands)
     knowledge_command.add_parser(commands)
     fit_command.add_parser(commands)
     classify_command.add_parser(commands)

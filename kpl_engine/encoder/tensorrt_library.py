@@ -11,7 +11,7 @@ from typing import Any
 
 from kpl_engine.errors import BackendUnavailableError
 
-__all__ = ["import_tensorrt", "logger_of", "take_errors"]
+__all__ = ["describe", "import_tensorrt", "logger_of", "take_errors"]
 
 _OLDEST = (10, 3)
 _NEWEST_MAJOR = 11
@@ -49,6 +49,15 @@ def import_tensorrt(names: Sequence[str] = ("tensorrt",)) -> Any:
             return library
         reasons.append(f"{name}: version {found}, expected 10.3 to {_NEWEST_MAJOR}.x")
     raise BackendUnavailableError(f"TensorRT is not available ({'; '.join(reasons)}). {_HOW}")
+
+
+def describe() -> tuple[bool, str]:
+    """Whether TensorRT can be imported, and its version, or why not: for people. Needs no GPU."""
+    try:
+        library = import_tensorrt(("tensorrt", "tensorrt_lean"))
+    except BackendUnavailableError as error:
+        return False, str(error)
+    return True, f"{library.__name__} {library.__version__}"
 
 
 def logger_of(library: Any) -> Any:
