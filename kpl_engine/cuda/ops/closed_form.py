@@ -16,11 +16,9 @@ __all__ = ["choose_team", "fault_text", "launch_closed_form", "workspace_doubles
 
 _BLOCK = 256  # kThreads of closed_form.cu
 _MAX_TEAM = 132  # blocks of one problem
-_ROWS = 8  # fewer rows of a block do not pay for their share of the meetings
-_STREAM_ROWS = 64  # rows of a block from which on more blocks still pay although X is in their shared memory
+_ROWS = 16  # fewer rows of a block do not pay for their share of the meetings
 _MAX_WORKSPACE = 1 << 25  # doubles that the parts of a team may take, 256 MiB; more classes get a smaller team
 _MAX_CORRECTIONS, _TOLERANCE = 5, 1e-9  # as in closed_form.cu and in kpl_engine/solver/closed_form.py
-_CLUSTER = 8  # blocks of a cluster that every GPU with clusters runs
 
 
 def workspace_doubles(n: int, d: int, c: int) -> int:
@@ -35,18 +33,18 @@ def workspace_doubles(n: int, d: int, c: int) -> int:
 def choose_team(info: DeviceInfo, features: Features, capacity: Capacity, num_problems: int) -> int:
     """Blocks for each problem.
 
-    As many as keep X in their shared memory, with ever fewer rows a block down to `_ROWS` while multiprocessors are
-    idle; one where the driver launches neither clusters nor cooperative grids.
+    The largest cluster with `_ROWS` rows or more a block whose shared memory holds X, for its meetings cost a fifth of
+    those of a grid; else blocks of a cooperative grid, while multiprocessors are idle; one where the driver launches
+    neither.
     """
-    if not features.has_cooperative and features.max_cluster < 2:
-        return 1
-    idle = max(1, info.num_multiprocessors // num_problems)
     wanted = math.ceil(capacity.n / _ROWS)
-    if features.max_cluster >= 2 and _rows_in_shared(info, capacity) * _CLUSTER >= capacity.n:
-        wanted = min(wanted, _CLUSTER)  # meetings of a cluster cost a fifth of those of a grid
-    if not features.has_cooperative:
-        wanted = min(wanted, features.max_cluster, _CLUSTER)
-    return max(1, min(wanted, idle, _largest_team(capacity.n, capacity.d, capacity.c)))
+    most = min(max(1, info.num_multiprocessors // num_problems), _largest_team(capacity.n, capacity.d, capacity.c))
+    cluster = 1
+    while 2 * cluster <= min(features.max_cluster, wanted, most):
+        cluster *= 2
+    if not features.has_cooperative or cluster * _rows_in_shared(info, capacity) >= capacity.n:
+        return cluster
+    return min(wanted, most)
 
 
 def launch_closed_form(
@@ -122,15 +120,13 @@ def fault_text(record: Mapping[str, float | int], n: int, c: int, lr: float, ite
 
 
 def _shape(context: Context, kernel: Kernel, team: int, table: ProblemTable) -> Launch:
-    """The launch of as many teams as run at once, each with the shared memory that its rows can use."""
-    driver, capacity = context.driver, table.capacity
-    shared = _shared_bytes(driver.info, capacity, team)
-    if team == 1:
-        return Launch(table.num_problems, _BLOCK, shared)
-    if team <= min(driver.features.max_cluster, _CLUSTER):
-        return Launch(team * table.num_problems, _BLOCK, shared, cluster=team)
+    """A grid of single blocks, a grid of clusters, or as many teams as a cooperative launch holds."""
+    driver, shared = context.driver, _shared_bytes(context.driver.info, table.capacity, team)
+    launch = Launch(team * table.num_problems, _BLOCK, shared, cluster=team)
+    if team == 1 or driver.clusters_at_once(kernel, launch) > 0:
+        return launch
     if not driver.features.has_cooperative:
-        raise ConfigError(f"team: expected 1, since this driver has no cooperative launch, got {team}")
+        raise ConfigError(f"team: expected 1, since clusters of {team} and cooperative grids do not run here")
     resident = driver.blocks_per_multiprocessor(kernel, _BLOCK, shared) * driver.info.num_multiprocessors
     teams = min(table.num_problems, resident // team)
     if teams < 1:
