@@ -14,7 +14,7 @@ from kpl_engine.errors import (
     KplError,
 )
 
-__all__ = ["UNFIT_IMAGE", "failure", "number_of", "release"]
+__all__ = ["CODES", "UNFIT_IMAGE", "failure", "name_of", "no_kernel", "number_of", "release"]
 
 # CUresult, cuda.h of CUDA 13. Names of all that the engine has advice for; others are told by their number.
 _NAMES = {
@@ -62,6 +62,7 @@ _NAMES = {
     912: "INVALID_CLUSTER_SIZE",
     999: "UNKNOWN",
 }
+CODES = tuple(_NAMES)
 _NUMBERS = {name: number for number, name in _NAMES.items()}
 
 _UPDATE = "update the NVIDIA driver"
@@ -86,7 +87,6 @@ _MODULE = {
     222: "the kernel was compiled by a newer CUDA than the driver knows: " + _UPDATE,
     223: "compilation in the driver is switched off (CUDA_DISABLE_PTX_JIT): switch it on",
     300: "the compiled kernel is damaged: install kpl-engine again, or clear the kernel cache",
-    500: "the compiled kernels are of another version: install kpl-engine again, or clear the kernel cache",
 }
 _LAUNCH = {
     701: "the block asks for more registers or shared memory than a multiprocessor has: use fewer threads or bytes",
@@ -103,6 +103,7 @@ _PLAIN = {
     1: "an argument is out of range; this is a defect of kpl-engine, please report it",
     201: "no context is current; the driver was closed, or another library destroyed the context",
     400: "something closed before is used again; this is a defect of kpl-engine, please report it",
+    500: "the driver lacks what it was asked for by name: " + _UPDATE,
     801: "this GPU or driver cannot do it",
     900: "something that cannot be recorded in a CUDA graph was called while one was recorded",
     901: "the recording of a CUDA graph was broken by an earlier call",
@@ -112,7 +113,16 @@ _PLAIN = {
 # The image does not fit this GPU or driver; another form of the same kernel may.
 UNFIT_IMAGE = frozenset({200, 209, 218, 221, 222, 223})
 
-_NAMED = re.compile(r"\b(?:CUDA_ERROR_|cu\w+ failed: )([A-Z][A-Z_]+)\b")
+_NAMED = re.compile(r"\bCUDA_ERROR_([A-Z_]+)\b")
+
+
+def no_kernel(name: str, source: str) -> CudaModuleError:
+    """The exception for a kernel that its module does not have."""
+    return CudaModuleError(
+        f"no kernel {name!r} in {source}: the compiled kernels are of another version, or the name is wrong; "
+        "install kpl-engine again, or clear the kernel cache",
+        500,
+    )
 
 
 def failure(code: int, action: str, log: str = "") -> KplError:
@@ -148,10 +158,7 @@ def name_of(code: int) -> str:
 
 
 def number_of(error: BaseException) -> int:
-    """The status in the text of an adapter's own exception, 0 if there is none.
-
-    cuda.core writes "CUDA_ERROR_OUT_OF_MEMORY: ...", pycuda "cuMemAlloc failed: out of memory".
-    """
+    """The status named in the text of an exception, as in "CUDA_ERROR_OUT_OF_MEMORY: ..."; 0 if there is none."""
     found = _NAMED.search(str(error))
     return _NUMBERS.get(found.group(1), 0) if found else 0
 

@@ -75,6 +75,7 @@ def test_importing_everything_never_imports_torch():
         "import sys, importlib\n"
         f"for name in {MODULES!r}: importlib.import_module(name)\n"
         "heavy = {'torch', 'open_clip', 'onnx', 'transformers', 'scipy', 'tokenizers', 'pydicom', 'onnxruntime'}\n"
+        "heavy |= {'cuda', 'cuda.core', 'cuda.bindings', 'pycuda', 'tensorrt'}\n"
         "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or None)"
     )
     done = run(sys.executable, "-c", code)
@@ -96,7 +97,13 @@ def test_no_assert_no_pickle_no_environment_outside_the_door(path):
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "python -O would drop it"
     assert not imported & {"pickle", "marshal", "shelve", "dill", "joblib"}
     if "cli" not in path.parts:
-        assert not names & {"environ", "getenv"}, "the environment is read at the door only"
+        assert not names & {"environ", "getenv"} or path.name == "kernel_cache.py", "the environment is read at the door"
+
+
+def test_the_cache_of_kernels_asks_the_environment_for_the_cache_folder_alone():
+    """Where a user's caches are is the system's to say, as where the home folder is."""
+    text = (ROOT / "kpl_engine/cuda/kernel_cache.py").read_text()
+    assert text.count("environ") == text.count('environ.get("XDG_CACHE_HOME"') == 1
 
 
 def test_every_error_is_in_the_drawn_tree():

@@ -1,1 +1,0 @@
-"""Checked launches, one file a kernel: shapes and dtypes are verified here, and nothing is computed."""
