@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import ctypes.util
 import os
 import platform
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,11 +12,27 @@ from typing import Any
 
 from kpl_engine import __version__
 from kpl_engine.cli.common import format_table, to_json
+from kpl_engine.cuda.failures import release
+from kpl_engine.cuda.probe import Probe, probe
+from kpl_engine.cuda.select import describe, explain_absence
 from kpl_engine.solver import cpu
 
 __all__ = ["add_parser", "examine", "run"]
 
-_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "safetensors", "ftfy", "regex", "tokenizers")
+_PACKAGES = (
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "cuda-core",
+    "cuda-bindings",
+    "nvidia-cuda-nvrtc",
+    "pycuda",
+    "pillow",
+    "safetensors",
+    "ftfy",
+    "regex",
+    "tokenizers",
+)
 _EXPORT_PACKAGES = ("torch", "open_clip_torch", "onnx", "onnxscript", "transformers")
 _CPU_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "amx_tile", "asimd", "asimddp", "sve")
 
@@ -56,34 +70,39 @@ def examine() -> dict[str, Any]:
     """Everything `run` prints, as plain data. Changes nothing and starts no back end."""
     packages = {name: _version(name) for name in (*_PACKAGES, *_EXPORT_PACKAGES, "pydicom")}
     providers = _providers()
-    gpu = _gpu()
+    found = probe()
     return {
         "kpl_engine": __version__,
         "python": platform.python_version(),
         "executable": sys.executable,
         "platform": platform.platform(),
         "cpu": {"model": _cpu_model(), "cores": os.cpu_count(), "features": _cpu_features()},
-        "gpu": gpu or "none found",
+        "gpu": _gpus(found),
+        "gpus": [{"name": gpu.name, "compute_capability": gpu.compute_capability} for gpu in found.gpus],
+        "cuda_driver": release(found.driver_version) if found.driver_version else None,
         "providers": providers,
         "packages": packages,
-        "backends": _backends(packages, providers, gpu),
+        "backends": _backends(packages, providers, found),
     }
 
 
-def _backends(packages: dict[str, str | None], providers: list[str], gpu: str | None) -> list[dict[str, Any]]:
+def _backends(packages: dict[str, str | None], providers: list[str], found: Probe) -> list[dict[str, Any]]:
     absent = [name for name in _EXPORT_PACKAGES if packages[name] is None]
     cuda_provider = "CUDAExecutionProvider" in providers
-    missing_cuda = "no NVIDIA driver found" if gpu is None else "" if cuda_provider else "needs onnxruntime-gpu"
+    # The first sentence: what to do about it stands in the line on the GPU.
+    missing_cuda = (explain_absence(found=found) or "").split(". ")[0]
+    missing_cuda = missing_cuda or ("" if cuda_provider else "needs onnxruntime-gpu")
+    can_solve, how = describe(found=found)
 
     def entry(name: str, ready: bool, detail: str) -> dict[str, Any]:
         return {"name": name, "ready": ready, "detail": detail}
 
     return [
         entry("encoder: cpu", "CPUExecutionProvider" in providers, "ONNX Runtime CPU"),
-        entry("encoder: cuda", cuda_provider and gpu is not None, missing_cuda or "ONNX Runtime CUDA"),
+        entry("encoder: cuda", not missing_cuda, missing_cuda or "ONNX Runtime CUDA"),
         entry("encoder: tensorrt", False, "not built into this version"),
         entry("solver: cpu", True, cpu.describe()),
-        entry("solver: cuda", False, "not built into this version"),
+        entry("solver: cuda", can_solve, how if can_solve else how.split(". ")[0]),
         _optional("tokenizer: Hugging Face", packages["tokenizers"], "tokenizers"),
         _optional("images: DICOM", packages["pydicom"], "dicom"),
         entry("export", not absent, f'missing {", ".join(absent)}: pip install "kpl-engine[export]"' if absent else ""),
@@ -128,13 +147,12 @@ def _cpu_features() -> list[str]:
     return [flag for flag in _CPU_FLAGS if flag in flags]
 
 
-def _gpu() -> str | None:
-    """Name and driver of the NVIDIA GPUs, or ``None`` when there is no driver."""
-    if ctypes.util.find_library("cuda") is None and not Path("/proc/driver/nvidia/version").exists():
-        return None
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return "NVIDIA driver present, nvidia-smi did not answer"
-    return "; ".join(done.stdout.split("\n")).strip("; ") or None
+def _gpus(found: Probe) -> str:
+    """The GPUs as the driver lists them, or why there is none."""
+    if found.absence:
+        return f"none: {found.absence}"
+    named = [
+        "cuda:{} {} (compute capability {}.{})".format(ordinal, gpu.name, *gpu.compute_capability)
+        for ordinal, gpu in enumerate(found.gpus)
+    ]
+    return f"{'; '.join(named)}; driver for CUDA {release(found.driver_version)}"
