@@ -49,7 +49,7 @@ _ARRAYS: dict[str, tuple[np.dtype[Any], tuple[str, ...]]] = {  # by name: dtype 
     "workspace": (np.dtype("<f8"), ("workspace",)),
 }
 _CLEARED = ("record", "counters")
-_RESULTS = ("record", "counters", *(name for name in _ARRAYS if name.startswith("out_")), "T", "scores", "kept")
+_RESULTS = ("record", "counters", *(name for name in _ARRAYS if name.startswith("out_")), "T", "scores", "kept", "S")
 _POINTERS = (
     *("X", "E", "first", "T", "S", "P", "W", "prior", "scores", "kept", "workspace", "record"),
     *("out_proxies", "out_discriminants", "out_logits", "out_scores", "out_probabilities", "out_labels"),
@@ -77,6 +77,7 @@ class Result:
 
     record: dict[str, float | int]
     T: npt.NDArray[np.float32]  # (c, d)
+    S: npt.NDArray[np.float64]  # (n, c)
     scores: npt.NDArray[np.float32]  # (M,)
     kept: npt.NDArray[np.int32]  # (c, k)
     out_proxies: npt.NDArray[np.float32]  # (c, d)
