@@ -1,0 +1,125 @@
+"""What the engine runs in each row of `gpu_bench.py`: set up once, then repeated and timed by events of its stream."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from clip_like import make_clip_like
+from gpu_model import Row
+
+from kpl_engine.cuda.context import Context, DeviceArray
+from kpl_engine.cuda.problems import Capacity
+from kpl_engine.knowledge import KnowledgeBase
+from kpl_engine.solver.labels import refine_labels
+from kpl_engine.solver.text_proxy import select_text_proxies
+
+__all__ = ["Data", "Run", "make_data", "open_run", "timed_run"]
+
+METHOD = {"lr": 10.0, "iters": 2000, "tau_i": 0.04, "alpha": 0.6}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Features (n, d), knowledge base, text proxies (d, c) and labels (n, c) of one row."""
+
+    X: Any
+    base: KnowledgeBase
+    T: Any
+    P: Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """``launch`` puts one run into the stream; ``answer`` waits for the last one and gives logits (n, c) and labels."""
+
+    launch: Callable[[], None]
+    answer: Callable[[], tuple[Any, Any]]
+    ran: str
+
+
+def make_data(row: Row) -> Data:
+    n, d, c = row.size
+    data = make_clip_like(n, d, c, seed=n)
+    base = KnowledgeBase.from_arrays(data.descriptions)
+    T = select_text_proxies(data.features, base).proxies
+    return Data(data.features, base, T, np.ascontiguousarray(refine_labels(data.features @ T, row.labels)))
+
+
+def open_run(context: Context, row: Row, data: Data) -> dict[str, Run]:
+    """The runs of one row by name; those that only serve to subtract or divide have names of their own."""
+    if row.kind == "schedule":
+        return {"ours": _learn(context, data, "schedule")}
+    if row.kind == "closed_form":
+        return {"ours": _learn(context, data, "closed_form"), "auto": _learn(context, data, "auto")}
+    if row.kind == "many":
+        return {f"{count} problems": _learn(context, data, "schedule", count) for count in (2, 1000)}
+    if row.kind == "whole":
+        return {"ours": _whole(context, data), "solver alone": _learn(context, data, "auto")}
+    raise NotImplementedError(f"no run of the engine for {row.kind!r}")
+
+
+def timed_run(context: Context, run: Run) -> tuple[float, float]:
+    """Milliseconds on the GPU between two events, and of the host with the answer in its hands."""
+    driver, stream = context.driver, context.stream
+    start, end = driver.new_event(), driver.new_event()
+    driver.synchronize(stream)
+    begun = time.perf_counter()
+    driver.record(start, stream)
+    run.launch()
+    driver.record(end, stream)
+    driver.synchronize(stream)
+    waited = (time.perf_counter() - begun) * 1e3
+    return driver.elapsed_ms(start, end), waited
+
+
+def _learn(context: Context, data: Data, solver: str, num_problems: int = 1) -> Run:
+    """From X, T and P to the answer: hardening, proxies, logits, labels."""
+    from kpl_engine.solver.device_plan import DevicePlan, Work
+
+    (n, d), c = data.X.shape, data.T.shape[1]
+    plan = DevicePlan(context, Work(labels=None, k=None, solver=solver, **METHOD), Capacity(n, d, c), num_problems)
+    for index in range(num_problems):
+        for name, array in (("X", data.X), ("T", data.T.T), ("P", data.P.astype(np.float64))):
+            plan.table.write(name, np.ascontiguousarray(array), index)
+    return _captured(context, plan)
+
+
+def _whole(context: Context, data: Data) -> Run:
+    """From features on the device to the answer, text proxies and labels included."""
+    from kpl_engine.solver.compiled import LabelChoice
+    from kpl_engine.solver.device_plan import DevicePlan, Work
+
+    base, (n, d) = data.base, data.X.shape
+    labels = LabelChoice("stable_greenkhorn", 0.01, 0.0, 20, None, METHOD["alpha"])
+    capacity = Capacity(n, d, len(base.classes), len(base.embeddings), 8)
+    plan = DevicePlan(context, Work(labels=labels, k=8, solver="auto", **METHOD), capacity, 1, ("E", "first", "X"))
+    inputs = {"X": data.X, "E": base.embeddings.astype(np.float32), "first": base.offsets.astype(np.int32)}
+    kept: list[DeviceArray] = []
+    for name, array in inputs.items():
+        kept.append(context.upload(np.ascontiguousarray(array)))
+        plan.table.bind(name, kept[-1])
+    return _captured(context, plan, kept)
+
+
+def _captured(context: Context, plan: Any, kept: Any = ()) -> Run:
+    """The plan as one graph. Its own `run` waits for the results, which would hide the time on the GPU."""
+    plan.run()
+    graph = context.driver.capture(context.stream, plan._launch)
+
+    def answer() -> tuple[Any, Any]:
+        result = plan.table.results()[-1]
+        return result.out_logits, result.out_labels
+
+    def launch() -> None:
+        assert kept is not None  # the graph reads this memory
+        graph.launch(context.stream)
+
+    launch()
+    record = plan.table.results()[-1].record
+    forms = {1: "dual", 2: "primal", 3: "closed form"}
+    version = getattr(plan.schedule, "version", "")
+    return Run(launch, answer, f"{forms[record['form']]} {record['iterations']} {version}".strip())
