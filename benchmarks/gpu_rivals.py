@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from published_loops import torch_loop
 
-__all__ = ["ceilings", "float64_schedule", "graph_loop", "plain_loop", "timed_torch"]
+__all__ = ["ceilings", "float64_schedule", "graph_loop", "make_step", "plain_loop", "timed_torch"]
 
 STEPS, PER_GRAPH = 2000, 50
 
@@ -29,12 +29,21 @@ def float64_schedule(X: Any, T: Any, P: Any) -> torch.Tensor:
     return (x @ torch_loop(x, t, p)).cpu()
 
 
-def graph_loop(X: Any, T: Any, P: Any) -> Callable[[], torch.Tensor]:
-    """The same steps without a host synchronisation, `PER_GRAPH` of them a CUDA graph."""
-    x, t, p = (torch.from_numpy(a).float().cuda() for a in (X, T, P))
+def make_step(
+    x: torch.Tensor, t: torch.Tensor, p: torch.Tensor
+) -> tuple[Callable[[], None], Callable[[], torch.Tensor]]:
+    """One published step that asks the GPU for nothing, and what puts its state back to the start; W (d, c)."""
+    p = p.clone()
     hard = p.max(dim=1).values > 0.6
     p[hard] = torch.nn.functional.one_hot(p[hard].argmax(dim=1), p.shape[1]).to(p.dtype)
-    W, lr, last = t.clone(), torch.tensor(10.0, device="cuda"), torch.tensor(float("inf"), device="cuda")
+    W = t.clone()
+    lr, last = (torch.empty((), dtype=t.dtype, device=t.device) for _ in range(2))
+
+    def reset() -> torch.Tensor:
+        W.copy_(t)
+        lr.fill_(10.0)
+        last.fill_(float("inf"))
+        return W
 
     def step() -> None:
         G = x.T @ (torch.softmax(x @ W / 0.04, dim=1) - p)
@@ -43,6 +52,13 @@ def graph_loop(X: Any, T: Any, P: Any) -> Callable[[], torch.Tensor]:
         last.copy_(norm)
         W.copy_(torch.nn.functional.normalize(W - lr / (len(x) * 0.04) * G, dim=0))
 
+    return step, reset
+
+
+def graph_loop(X: Any, T: Any, P: Any) -> Callable[[], torch.Tensor]:
+    """The same steps without a host synchronisation, `PER_GRAPH` of them a CUDA graph."""
+    step, reset = make_step(*(torch.from_numpy(a).float().cuda() for a in (X, T, P)))
+    reset()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # libraries set themselves up outside the capture
@@ -55,9 +71,7 @@ def graph_loop(X: Any, T: Any, P: Any) -> Callable[[], torch.Tensor]:
             step()
 
     def run() -> torch.Tensor:
-        W.copy_(t)
-        lr.fill_(10.0)
-        last.fill_(float("inf"))
+        W = reset()
         for _ in range(STEPS // PER_GRAPH):
             graph.replay()
         return W
