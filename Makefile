@@ -12,7 +12,7 @@ OLD_PYTHON = kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=p
 
 .PHONY: help demo test lint types contracts check bench clean
 .PHONY: core-test core-sanitize core-aarch64 core-fuzz
-.PHONY: test-gpu bench-gpu
+.PHONY: cuda-compile cuda-bounds test-gpu bench-gpu
 
 help:
 	@echo "make demo           install the runtime (no torch) and classify the bundled images"
@@ -22,6 +22,8 @@ help:
 	@echo "make core-sanitize  the same under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make core-fuzz      the tests of the core in Python, fuzz tests too, on a module built under the first two"
 	@echo "make core-aarch64   cross-compiled and emulated (Debian: g++-aarch64-linux-gnu qemu-user)"
+	@echo "make cuda-compile   nvcc compiles the GPU kernels for every architecture; registers and spills against their bounds"
+	@echo "make cuda-bounds    writes those bounds anew (kernels/bounds.json)"
 	@echo "make bench          the benchmarks of benchmarks/ (slow)"
 	@echo "make test-gpu       on a machine with an NVIDIA GPU: the kernels' tests on it, and under compute-sanitizer"
 	@echo "make bench-gpu      on a machine with an NVIDIA GPU: the figures of benchmarks/README.md (predicted: BENCH=--dry-run)"
@@ -69,7 +71,7 @@ CMAKE = $(or $(shell command -v cmake),"$(CURDIR)/.venv-dev/bin/cmake")
 CTEST = $(or $(shell command -v ctest),"$(CURDIR)/.venv-dev/bin/ctest")
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 COMMA = ,
-NATIVE = -DKPL_CORE=ON -DKPL_CORE_MODULE=OFF -DKPL_CORE_TESTS=ON -DKPL_CORE_STRICT=ON
+NATIVE = -DKPL_CUDA=OFF -DKPL_CORE=ON -DKPL_CORE_MODULE=OFF -DKPL_CORE_TESTS=ON -DKPL_CORE_STRICT=ON
 define configure
 	@$(CMAKE) -S . -B build/$(1) $(NATIVE) $(2) >build/$(1).log || { cat build/$(1).log; exit 1; }
 endef
@@ -108,6 +110,14 @@ core-fuzz: .venv-dev/ready-$(TORCH) | build
 	rm -rf build/fuzz-site && mkdir build/fuzz-site && cp -r kpl_engine build/fuzz-site
 	$(CMAKE) --install build/core-address --prefix build/fuzz-site
 	PYTHONPATH="$(SITE)" LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=$(ASAN) .venv-dev/bin/python -S -c '$(FUZZ)'
+
+# Needs nvcc, no GPU and no package. FIGURES=75,90,120 reads the figures of these alone, in a quarter of the time.
+FIGURES_ARGUMENT = $(if $(FIGURES),--figures $(FIGURES))
+cuda-compile:
+	$(PYTHON) kernels/check_bounds.py --jobs $(JOBS) $(FIGURES_ARGUMENT)
+
+cuda-bounds:
+	$(PYTHON) kernels/check_bounds.py --jobs $(JOBS) --write
 
 bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py

@@ -76,6 +76,9 @@ def expected_files():
         for path in (ROOT / "kpl_engine").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".so"
     }
+    kernels = ROOT / "kernels"
+    for_gpus = [path.relative_to(kernels) for path in (*kernels.glob("*.cu"), *kernels.glob("device/*.cuh"))]
+    inside |= {f"kpl_engine/cuda/kernels/{path}" for path in for_gpus}
     return inside | {f"kpl_engine/export/{path.name}" for path in (ROOT / "export").glob("*.py")}
 
 

@@ -1,0 +1,31 @@
+# One fat binary a source: machine code of each of KPL_CUDA_TARGETS, and PTX that the driver compiles for what comes after.
+set(code_flags "")
+foreach(architecture IN LISTS KPL_CUDA_TARGETS)
+  list(APPEND code_flags "-gencode=arch=compute_${architecture},code=sm_${architecture}")
+endforeach()
+if(NOT KPL_CUDA STREQUAL "AUTO")
+  foreach(architecture IN ITEMS 75 90)
+    list(APPEND code_flags "-gencode=arch=compute_${architecture},code=compute_${architecture}")
+  endforeach()
+endif()
+execute_process(COMMAND "${KPL_NVCC}" --help OUTPUT_VARIABLE help ERROR_QUIET)
+if(help MATCHES "--compress-mode")
+  list(APPEND code_flags -compress-mode=size)
+else()
+  list(APPEND code_flags -Xfatbin=-compress-all)
+endif()
+
+file(GLOB headers CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/device/*.cuh")
+file(GLOB sources CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/*.cu")
+set(fatbins "")
+foreach(source IN LISTS sources)
+  get_filename_component(name "${source}" NAME_WE)
+  set(fatbin "${CMAKE_CURRENT_BINARY_DIR}/${name}.fatbin")
+  add_custom_command(OUTPUT "${fatbin}"
+    COMMAND "${KPL_NVCC}" -std=c++17 -Wno-deprecated-gpu-targets ${code_flags} -I "${CMAKE_CURRENT_SOURCE_DIR}" -fatbin
+      -o "${fatbin}" "${source}"
+    DEPENDS "${source}" ${headers} COMMENT "GPU kernels of ${name}.cu" VERBATIM)
+  list(APPEND fatbins "${fatbin}")
+endforeach()
+add_custom_target(kpl_fatbins ALL DEPENDS ${fatbins})
+install(FILES ${fatbins} DESTINATION kpl_engine/cuda/kernels)
