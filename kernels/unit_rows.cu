@@ -5,7 +5,8 @@
 // Twin: kpl_engine/encoder/base.py, check_unit.
 //
 // rows (n, d) float32, C-contiguous. found: two unsigned 64-bit numbers that start as all ones: found[0] is then one less
-// than the number of rows that are no unit vectors, found[1] the first of them. Such rows are left as they are.
+// than the number of rows that are no unit vectors, found[1] the first of them, counted from `start`. Such rows are left
+// as they are.
 //
 // Bytes: 4 n d read twice (the second time from L1), 4 n d written. Flops: 4 n d in float64.
 // H200: n = 64, d = 768 is one wave of 8 blocks, bound by latency: predicted 3 us. n = 27558: 170 MB, 0.04 ms by
@@ -25,7 +26,7 @@ __device__ __forceinline__ double sum_of_warp(double value) {
 
 /// One warp a row.
 extern "C" __global__ void __launch_bounds__(256)
-    unit_rows(float* rows, long long n, int d, double max_error, unsigned long long* found) {
+    unit_rows(float* rows, long long n, int d, long long start, double max_error, unsigned long long* found) {
   const long long i = (blockIdx.x * static_cast<long long>(blockDim.x) + threadIdx.x) / KPL_WARP;
   const int lane = threadIdx.x % KPL_WARP;
   if (i >= n) return;
@@ -36,7 +37,7 @@ extern "C" __global__ void __launch_bounds__(256)
   if (!(fabs(norm - 1.0) <= max_error)) {  // written so that NaN is bad
     if (lane == 0) {
       atomicAdd(found, 1ull);
-      atomicMin(found + 1, static_cast<unsigned long long>(i));
+      atomicMin(found + 1, static_cast<unsigned long long>(start + i));
     }
     return;
   }

@@ -47,9 +47,9 @@ def test_rows_that_are_no_unit_vectors_are_counted_and_left(checked_context, bad
 def test_counts_add_up_until_they_are_taken(context):
     unit = UnitRows(context, MAX_NORM_ERROR)
     assert unit.take() == (0, 0)
-    for rows in (np.zeros((9, 5), np.float32), make_rows(4, 5, seed=1), np.full((2, 5), 3, np.float32)):
+    for rows in (make_rows(4, 5, seed=1), np.zeros((9, 5), np.float32), np.full((2, 5), 3, np.float32)):
         unit.scale(context.upload(rows))
-    assert unit.take() == (11, 0)
+    assert unit.take() == (11, 4)
     assert unit.take()[0] == 0
     unit.scale(context.upload(np.concatenate([make_rows(6, 5, seed=2), np.zeros((1, 5), np.float32)])))
     assert unit.take() == (1, 6)

@@ -70,7 +70,7 @@ class HostDriver:
 
     def launch(self, kernel, launch, args, stream):
         self.calls.append(("launch", kernel.name))
-        address, n, d, max_error, found = (value.item() for value in args)
+        address, n, d, start, max_error, found = (value.item() for value in args)
         rows = view(address, (n, d), np.float32)
         counts = view(found, (2,), np.uint64)
         norms = np.linalg.norm(rows.astype(np.float64), axis=1)
@@ -79,7 +79,7 @@ class HostDriver:
         rows[good] = rows[good] / norms[good, None]
         with np.errstate(over="ignore"):
             counts[0] += np.uint64(len(bad))
-        counts[1] = min([*bad.tolist(), counts[1].item()])
+        counts[1] = min([*(start + bad).tolist(), counts[1].item()])
 
     def new_event(self):
         return SimpleNamespace(is_recorded=False)

@@ -178,8 +178,9 @@ def test_rows_that_are_not_unit(make_bundle, log, context):
     pixels[[3, 5]] = 10
     with pytest.raises(EncoderError, match="images that are not finite unit vectors: 2 of 6, images 3, 5"):
         encoder.encode_images(pixels)
+    encoder.encode_on_device(pixels[:2])
     encoder.encode_on_device(pixels)
-    with pytest.raises(EncoderError, match="2 of them, the first is image 3"):
+    with pytest.raises(EncoderError, match="2 of them, the first is image 5 of those since"):
         encoder.check_encoded()
     encoder.encode_on_device(pixels[:3])
     encoder.check_encoded()  # the count starts anew

@@ -27,6 +27,7 @@ class UnitRows:
     def __init__(self, context: Context, max_error: float) -> None:
         self._context, self._max_error = context, max_error
         self._found: DeviceArray | None = None
+        self._num_rows = 0
 
     def scale(self, rows: DeviceArray) -> None:
         """Rows (n, d) float32 to unit length in place; those that are no unit vectors stay and are counted."""
@@ -37,15 +38,16 @@ class UnitRows:
             return
         kernel = self._context.kernel("unit_rows", "unit_rows")
         launch = Launch(grid=-(-n // _WARPS), block=_BLOCK)
-        self._context.launch(
-            kernel, launch, rows, np.int64(n), np.int32(d), np.float64(self._max_error), self._counters()
-        )
+        sizes = np.int64(n), np.int32(d), np.int64(self._num_rows)
+        self._context.launch(kernel, launch, rows, *sizes, np.float64(self._max_error), self._counters())
+        self._num_rows += n
 
     def take(self) -> tuple[int, int]:
-        """How many bad rows there were since the last call, and the first row of them in its launch; waits.
+        """How many bad rows there were since the last call, and the place of the first among all rows since; waits.
 
         The second number means nothing where the first is 0.
         """
+        self._num_rows = 0
         if self._found is None:
             return 0, 0
         less_one, first = self._context.download(self._found).tolist()
