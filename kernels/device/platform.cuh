@@ -151,6 +151,33 @@ static __device__ __forceinline__ void mma_bf16(float (&d)[4], const unsigned (&
 #endif
 }
 
+/// The same with float16 pairs.
+static __device__ __forceinline__ void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#if KPL_HAS_MMA
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  (void)d, (void)a, (void)b;
+  __trap();
+#endif
+}
+
+/// The bits of the float16 nearest to `value`, ties to even.
+static __device__ __forceinline__ unsigned short to_half(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+
+static __device__ __forceinline__ float from_half(unsigned short bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+
 /// d += a b on one warp in float64: mma.sync.m8n8k4. a is (g, t), b is (t, g), d[0..1] are (g, 2t), (g, 2t+1).
 static __device__ __forceinline__ void mma_f64(double (&d)[2], double a, double b) {
 #if KPL_HAS_MMA

@@ -4,7 +4,6 @@
 #include <memory>
 
 namespace kpl_shim {
-namespace {
 
 struct ThreadClock {
   std::uint32_t tick = 1;
@@ -23,10 +22,12 @@ struct BlockClock {
   std::vector<ThreadClock> threads;
 };
 
+namespace {
+
 std::unordered_map<std::uint32_t, BlockClock> clocks;  // of the resident blocks
 std::unordered_map<const void*, Knowledge> published;
 
-BlockClock& clock_of(const Block& block) { return clocks[block.index]; }
+BlockClock& clock_of(const Block& block) { return *block.clock; }
 
 ThreadClock& clock_of(const Fiber& fiber) { return clock_of(*fiber.block).threads[fiber.thread]; }
 
@@ -71,14 +72,15 @@ void clocks_start_launch() {
   published.clear();
 }
 
-void clocks_start_block(const Block& block) {
+void clocks_start_block(Block& block) {
   for (auto other = clocks.begin(); other != clocks.end();) {
     // The slot's earlier block has ended.
     const bool is_resident = std::any_of(resident.blocks.begin(), resident.blocks.end(),
                                          [&](const Block& now) { return now.index == other->first; });
     other = is_resident ? std::next(other) : clocks.erase(other);
   }
-  clocks[block.index].threads.resize(block.alive);
+  block.clock = &clocks[block.index];
+  block.clock->threads.resize(block.alive);
 }
 
 Stamp stamp_now(const void* code) {

@@ -32,7 +32,7 @@ struct Knowledge {
 };
 
 void clocks_start_launch();
-void clocks_start_block(const Block& block);
+void clocks_start_block(Block& block);
 
 /// Of the running thread, now.
 Stamp stamp_now(const void* code);

@@ -194,6 +194,11 @@ static inline void copy_async_wait() {
 static inline void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], KPL_SHIM_HERE) {
   kpl_shim::multiply_bf16(d, a, b, file, line);
 }
+static inline void mma_f16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], KPL_SHIM_HERE) {
+  kpl_shim::multiply_f16(d, a, b, file, line);
+}
+static inline unsigned short to_half(float value) { return kpl_shim::bits<unsigned short>(static_cast<_Float16>(value)); }
+static inline float from_half(unsigned short bits) { return static_cast<float>(kpl_shim::bits<_Float16>(bits)); }
 static inline void mma_f64(double (&d)[2], double a, double b, KPL_SHIM_HERE) {
   kpl_shim::multiply_f64(d, a, b, file, line);
 }

@@ -81,3 +81,23 @@ static inline float min(float a, float b) { return fminf(a, b); }
 static inline float max(float a, float b) { return fmaxf(a, b); }
 static inline double min(double a, double b) { return fmin(a, b); }
 static inline double max(double a, double b) { return fmax(a, b); }
+
+/// Bytes of (b, a) by the four selectors of `which`; those of a have the numbers 0 to 3.
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned which) {
+  const unsigned long long both = (static_cast<unsigned long long>(b) << 32) | a;
+  unsigned found = 0;
+  for (int i = 0; i < 4; ++i)
+    found |= static_cast<unsigned>((both >> (8 * ((which >> (4 * i)) & 7))) & 255) << (8 * i);
+  return found;
+}
+static inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+  const unsigned long long both = (static_cast<unsigned long long>(high) << 32) | low;
+  return static_cast<unsigned>(both >> (shift & 31));
+}
+/// sum + the dot product of four signed bytes with four others.
+static inline int __dp4a(int a, int b, int sum) {
+  unsigned total = static_cast<unsigned>(sum);  // wraps, as on the GPU
+  for (int i = 0; i < 4; ++i)
+    total += static_cast<unsigned>(static_cast<signed char>(a >> (8 * i)) * static_cast<signed char>(b >> (8 * i)));
+  return static_cast<int>(total);
+}

@@ -151,10 +151,11 @@ void note_among_many(Cell& cell, const Stamp& now) {
 }
 
 void note_read(Cell& cell, const Stamp& now, std::uint8_t mask) {
+  const bool is_first = cell.read == 0;
   cell.read |= mask;
   if (cell.has_many) {
     note_among_many(cell, now);
-  } else if (cell.read == mask || is_ordered(cell.reader)) {
+  } else if (is_first || is_ordered(cell.reader)) {
     cell.reader = now;  // who is ordered after this read is ordered after the one before too
   } else {
     cell.has_many = true;
@@ -219,7 +220,7 @@ void race_start_launch(bool wanted) {
   clocks_start_launch();
 }
 
-void race_start_block(const Block& block) {
+void race_start_block(Block& block) {
   if (!is_checked) return;
   if (shadow == nullptr) reserve_shadow();
   static std::vector<std::size_t> before(kMaxBlocks, 0);

@@ -14,7 +14,7 @@ void race_allocate(void* begin, std::size_t nbytes);
 void race_release(void* begin, std::size_t nbytes);
 
 void race_start_launch(bool is_checked);
-void race_start_block(const Block& block);
+void race_start_block(Block& block);
 
 void race_access(const void* address, std::size_t size, bool is_write, const void* code);
 void race_atomic(const void* address, std::size_t size, const void* code);

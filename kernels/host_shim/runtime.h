@@ -20,6 +20,7 @@ std::uint64_t shuffle(unsigned mask, std::uint64_t value, int lane_source, const
 /// Bit l is set if lane l is in `mask` and its `predicate` holds.
 unsigned ballot(unsigned mask, bool predicate, const char* file, int line);
 void multiply_bf16(float* d, const unsigned* a, const unsigned* b, const char* file, int line);
+void multiply_f16(float* d, const unsigned* a, const unsigned* b, const char* file, int line);
 void multiply_f64(double* d, double a, double b, const char* file, int line);
 
 void fence();

@@ -11,9 +11,10 @@
 namespace kpl_shim {
 
 enum class Wait : unsigned char { kNothing, kBlock, kWarp, kCluster, kGrid, kEnded };
-enum class Collective : unsigned char { kSync, kShuffle, kBallot, kBfloat16, kFloat64 };
+enum class Collective : unsigned char { kSync, kShuffle, kBallot, kBfloat16, kFloat16, kFloat64 };
 
 struct Block;
+struct BlockClock;
 struct Warp;
 
 /// One copy that has been started but must not be seen yet.
@@ -57,6 +58,7 @@ struct Block {
   unsigned char* shared = nullptr;
   std::vector<Fiber*> waiting;
   std::vector<Warp> warps;
+  BlockClock* clock = nullptr;  // of a checked launch; see clocks.h
 };
 
 /// What is resident at once.

@@ -22,13 +22,21 @@ float bfloat16(unsigned pair, int half) {
   return value;
 }
 
+float float16(unsigned pair, int half) {
+  const auto raw = static_cast<unsigned short>(half == 0 ? pair : pair >> 16);
+  _Float16 value;
+  std::memcpy(&value, &raw, 2);
+  return static_cast<float>(value);
+}
+
 const Fragments& fragments(const Warp& warp, unsigned lane) {
   return *reinterpret_cast<const Fragments*>(warp.lanes[lane]->value);
 }
 
 /// mma.sync.m16n8k16: which lane and register hold element (row, k) of a, (k, column) of b, (row, column) of d is in
 /// the PTX manual, "Matrix Fragments for mma.m16n8k16 with floating point type".
-void run_bf16(const Warp& warp) {
+template <typename Decode>
+void run_halves(const Warp& warp, Decode decode) {
   float a[16][16], b[16][8];
   for (unsigned lane = 0; lane < 32; ++lane) {
     const auto* of_a = static_cast<const unsigned*>(fragments(warp, lane).a);
@@ -36,8 +44,8 @@ void run_bf16(const Warp& warp) {
     const unsigned g = lane / 4, t = lane % 4;
     for (int half = 0; half < 2; ++half) {
       for (unsigned r = 0; r < 4; ++r)
-        a[g + 8 * (r % 2)][2 * t + static_cast<unsigned>(half) + 8 * (r / 2)] = bfloat16(of_a[r], half);
-      for (unsigned r = 0; r < 2; ++r) b[2 * t + static_cast<unsigned>(half) + 8 * r][g] = bfloat16(of_b[r], half);
+        a[g + 8 * (r % 2)][2 * t + static_cast<unsigned>(half) + 8 * (r / 2)] = decode(of_a[r], half);
+      for (unsigned r = 0; r < 2; ++r) b[2 * t + static_cast<unsigned>(half) + 8 * r][g] = decode(of_b[r], half);
     }
   }
   for (unsigned lane = 0; lane < 32; ++lane) {
@@ -87,7 +95,8 @@ void run_ballot(const Warp& warp, unsigned lanes) {
 void complete(Warp& warp, unsigned lanes, Collective kind) {
   if (kind == Collective::kShuffle) run_shuffle(warp, lanes);
   if (kind == Collective::kBallot) run_ballot(warp, lanes);
-  if (kind == Collective::kBfloat16) run_bf16(warp);
+  if (kind == Collective::kBfloat16) run_halves(warp, bfloat16);
+  if (kind == Collective::kFloat16) run_halves(warp, float16);
   if (kind == Collective::kFloat64) run_f64(warp);
   // Only __syncwarp orders memory; the CUDA guide denies it for shuffles and votes.
   if (kind == Collective::kSync) race_warp_barrier(warp, lanes);
@@ -153,6 +162,11 @@ unsigned ballot(unsigned mask, bool predicate, const char* file, int line) {
 void multiply_bf16(float* d, const unsigned* a, const unsigned* b, const char* file, int line) {
   Fragments mine{d, a, b};
   multiply(mine, Collective::kBfloat16, file, line);
+}
+
+void multiply_f16(float* d, const unsigned* a, const unsigned* b, const char* file, int line) {
+  Fragments mine{d, a, b};
+  multiply(mine, Collective::kFloat16, file, line);
 }
 
 void multiply_f64(double* d, double a, double b, const char* file, int line) {

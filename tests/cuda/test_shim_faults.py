@@ -59,6 +59,19 @@ class TestRaces:
                 run(shim, kernel, launch, sizes, np.int32(wrong))
 
 
+@pytest.mark.parametrize("block", [2, 32, 33, 96])
+@pytest.mark.parametrize("writer", [0, 1, -1])
+def test_every_reader_is_remembered(shim, block, writer):
+    """One who read long ago, in the writer's warp or another one, is as good as the last."""
+    for wrong in (0, 1):
+        arguments = "many_readers", Launch(1, block), [1, 96], np.int32(writer % block), np.int32(wrong)
+        if wrong == 0:
+            run(shim, *arguments)
+            continue
+        with pytest.raises(KernelFault, match="a race on"):
+            run(shim, *arguments)
+
+
 def test_race_report_names_place_threads_and_lines(shim):
     with pytest.raises(KernelFault) as caught:
         run(shim, "missing_barrier", Launch(1, 64, 256), [64], np.int32(1))

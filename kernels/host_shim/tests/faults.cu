@@ -187,3 +187,11 @@ extern "C" __global__ void uninitialised(float* out, double* wide) {
   wide[threadIdx.x] = reinterpret_cast<double*>(kpl::dynamic_shared())[threadIdx.x];
 }
 KPL_EXPORT_KERNEL(uninitialised);
+
+// All threads of a block but `writer` read one word, which that one then writes: a race whoever it is.
+extern "C" __global__ void many_readers(int* word, int* out, int writer, int wrong) {
+  if ((int)threadIdx.x != writer) out[threadIdx.x] = *word;
+  if (!wrong) __syncthreads();
+  if ((int)threadIdx.x == writer) *word = 1;
+}
+KPL_EXPORT_KERNEL(many_readers);
