@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ LabelMethod = Literal["softmax", "sinkhorn", "stable_greenkhorn", "stream"]
 Retrieval = Literal["mean", "per_image", "all"]
 SolverName = Literal["auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"]
 OtIters = int | Literal["converged"]
+_DEVICE = re.compile(r"same|auto|cpu|cuda(:\d{1,3})?")
 _MAX_THREADS = 1024  # far above any machine's worth; ONNX Runtime takes minutes to start ten thousand
 
 
@@ -158,13 +160,20 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class SolverConfig:
-    """How the solver runs. ``num_threads`` 0 means as many as pay off, at most one a core."""
+    """How the solver runs. ``num_threads`` 0 means as many as pay off, at most one a core.
+
+    ``device`` is where proxies are learned: "same" as the encoder, or "auto", "cpu", "cuda", "cuda:N" whatever that
+    runs on.
+    """
 
     num_threads: int = 0
+    device: str = "same"
 
     def __post_init__(self) -> None:
         is_count = type(self.num_threads) is int and 0 <= self.num_threads <= _MAX_THREADS
         _require(is_count, self, "num_threads", f"an integer from 0 to {_MAX_THREADS}")
+        is_device = isinstance(self.device, str) and _DEVICE.fullmatch(self.device) is not None
+        _require(is_device, self, "device", "'same', 'auto', 'cpu', 'cuda' or 'cuda:N'")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
@@ -22,7 +22,10 @@ from kpl_engine.encoder.select import load_encoder
 from kpl_engine.errors import BundleError, ConfigError, InputError, KnowledgeError
 from kpl_engine.knowledge.base import KnowledgeBase
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
-from kpl_engine.solver.select import METHODS, StreamSolver, freeze, solve, solve_frozen
+from kpl_engine.solver.select import METHODS, Problem, StreamSolver, freeze, solve_frozen, solve_on
+
+if TYPE_CHECKING:
+    from kpl_engine.solver.device import DeviceSolver
 
 __all__ = ["Engine"]
 
@@ -47,6 +50,7 @@ class Engine:
         frozen: Mapping[str, FrozenProxies] | None = None,
         config: EngineConfig | None = None,
         bundle: Bundle | None = None,
+        device: str = "auto",
     ) -> None:
         self.encoder = encoder
         self._bundle = bundle  # a zipped bundle keeps its unpacked files as long as it is open
@@ -59,6 +63,9 @@ class Engine:
         self._streams: dict[_StreamKey, StreamSolver] = {}
         for base in self._knowledge.values():
             self._check_fits(base)
+        self._gpu, self._passed_over = _open_solver(self.config.solver.device, encoder)
+        asked = self.config.solver.device
+        self._falls_back = (device if asked == "same" else asked) == "auto"
 
     @classmethod
     def load(cls, path: str | Path, device: str = "auto", config: EngineConfig | None = None) -> Engine:
@@ -69,8 +76,8 @@ class Engine:
         path : path
             A ``*.kpl`` bundle.
         device : str
-            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``. A device asked for by name never falls
-            back; ``auto`` may, and says so in ``notices``.
+            ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``, for the encoder and the solver. A device asked for by
+            name never falls back; ``auto`` may, and says so in ``notices``. `SolverConfig.device` separates the two.
         config : EngineConfig, optional
 
         Raises
@@ -86,7 +93,7 @@ class Engine:
             bases = [_read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
             frozen = {base.name: found for base in bases if (found := _read_frozen(bundle, base)) is not None}
             encoder = load_encoder(bundle, device, settings.encoder)
-            return cls(encoder, bases, frozen=frozen, config=settings, bundle=bundle)
+            return cls(encoder, bases, frozen=frozen, config=settings, bundle=bundle, device=device)
         except BaseException:
             bundle.close()
             raise
@@ -99,7 +106,8 @@ class Engine:
     @property
     def notices(self) -> tuple[str, ...]:
         """What `load` decided on its own, for example the device that ``auto`` chose."""
-        return self.encoder.notices
+        said = () if self._passed_over is None else (self._passed_over.message,)
+        return self.encoder.notices + said
 
     def knowledge(self, name: str | None = None) -> KnowledgeBase:
         """One knowledge base; ``None`` means the only one. Raises `KnowledgeError` naming the choices."""
@@ -215,7 +223,7 @@ class Engine:
         if len(encoded.features) == 0:
             raise InputError(f"cannot fit: none of the {len(encoded.names)} images could be used; {_first(encoded)}")
         shares = class_shares(prior, base)
-        answer = solve(encoded.features, base, chosen, self._settings(settings), shares, self._solver_threads)
+        answer = self._solve(encoded, Problem(encoded.features, base, chosen, self._settings(settings), shares))
         if answer.method_used != chosen:
             reasons = " ".join(notice.message for notice in answer.warnings)
             raise InputError(f"cannot fit {chosen!r} on {len(encoded.features)} images: {reasons}")
@@ -228,7 +236,9 @@ class Engine:
         return self._frozen.get(self.knowledge(knowledge).name)
 
     def close(self) -> None:
-        """Free the encoder and the files of the bundle."""
+        """Free the encoder, what the solver keeps on a GPU, and the files of the bundle."""
+        if self._gpu is not None and self._gpu.context is getattr(self.encoder, "context", None):
+            self._gpu.close()
         self.encoder.close()
         if self._bundle is not None:
             self._bundle.close()
@@ -286,7 +296,7 @@ class Engine:
         if len(encoded.features) == 0:
             return assemble(base, encoded, None, chosen, mode, top_evidence)
         if mode == "batch":
-            answer = solve(encoded.features, base, chosen, config, shares, self._solver_threads)
+            answer = self._solve(encoded, Problem(encoded.features, base, chosen, config, shares))
         elif mode == "stream":
             answer = self._stream(base, chosen, config, shares).answer(encoded.features)
         else:
@@ -295,9 +305,9 @@ class Engine:
                 answer = replace(answer, warnings=(*answer.warnings, _SETTINGS_UNUSED))
         return assemble(base, encoded, answer, chosen, mode, top_evidence)
 
-    @property
-    def _solver_threads(self) -> int | None:
-        return self.config.solver.num_threads or None
+    def _solve(self, encoded: EncodedImages, problem: Problem) -> Answer:
+        threads, on_device = self.config.solver.num_threads or None, encoded.on_device
+        return solve_on(problem, self._gpu, threads, on_device, self._falls_back)
 
     def _settings(self, settings: MethodConfig | None) -> MethodConfig:
         if settings is not None and not isinstance(settings, MethodConfig):
@@ -312,6 +322,15 @@ class Engine:
         if key not in self._streams:
             self._streams[key] = StreamSolver(base, method, config, shares)
         return self._streams[key]
+
+
+def _open_solver(device: str, encoder: Encoder) -> tuple[DeviceSolver | None, Notice | None]:
+    context = getattr(encoder, "context", None)  # of an encoder on a GPU
+    if device == "cpu" or (device == "same" and context is None):
+        return None, None
+    from kpl_engine.solver.devices import choose_beside
+
+    return choose_beside(device, context)
 
 
 def _answer_frozen(

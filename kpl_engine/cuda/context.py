@@ -43,7 +43,7 @@ class DeviceArray:
 
 
 class Context:
-    """Not safe for several threads at once: each thread opens its own, or callers take turns.
+    """Not safe for several threads at once: each thread opens its own, or takes its turn, ``with context.turn``.
 
     Parameters
     ----------
@@ -57,6 +57,7 @@ class Context:
         self._modules: dict[str, Module] = {}
         self._kernels: dict[tuple[str, str], Kernel] = {}
         self._lock = threading.Lock()
+        self.turn = threading.RLock()
 
     def kernel(self, source: str, name: str) -> Kernel:
         """Kernel ``name`` of ``kernels/<source>.cu``, loaded at its first use."""
@@ -104,6 +105,20 @@ class Context:
         self.driver.copy_out(found, array.address, self.stream)
         self.driver.synchronize(self.stream)
         return found
+
+    def concatenate(self, parts: Sequence[DeviceArray]) -> DeviceArray:
+        """A new array with the rows of all ``parts``, which agree in dtype and in all but the first size."""
+        first = parts[0]
+        if any(part.dtype != first.dtype or part.shape[1:] != first.shape[1:] for part in parts):
+            raise ShapeError(
+                f"concatenate: expected rows of {first.shape[1:]} {first.dtype}, got other ones among them"
+            )
+        whole = self.empty((sum(part.shape[0] for part in parts), *first.shape[1:]), first.dtype)
+        place = whole.address
+        for part in parts:
+            self.driver.copy_on(place, part.address, part.nbytes, self.stream)
+            place += part.nbytes
+        return whole
 
     def close(self) -> None:
         """Free everything; calling it twice is harmless."""

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kpl_engine.arrays import Float32, UInt8
+from kpl_engine.cuda.context import Context, DeviceArray
 from kpl_engine.errors import EncoderError, InputError, ShapeError
 from kpl_engine.imaging.preprocess import Preprocess
 
-__all__ = ["MAX_NORM_ERROR", "Encoder", "EncoderBase", "check_pixels", "check_texts", "check_unit"]
+__all__ = ["MAX_NORM_ERROR", "DeviceEncoder", "Encoder", "EncoderBase", "check_pixels", "check_texts", "check_unit"]
 
 _Self = TypeVar("_Self", bound="EncoderBase")
 MAX_NORM_ERROR = 1e-2  # reduced precision keeps a unit row within this; a graph without its last layer does not
@@ -71,6 +72,21 @@ class Encoder(Protocol):
 
     def close(self) -> None:
         """Free the model; calling it twice is harmless."""
+
+
+@runtime_checkable
+class DeviceEncoder(Encoder, Protocol):
+    """An encoder whose rows can stay on a GPU."""
+
+    @property
+    def context(self) -> Context:
+        """Where the rows are; whoever launches there takes its turn (``context.turn``)."""
+
+    def encode_on_device(self, pixels: UInt8 | DeviceArray) -> DeviceArray:
+        """(n, h, w, 3) uint8 -> (n, d) float32 with unit rows; returns before the work is done."""
+
+    def check_encoded(self) -> None:
+        """Wait; `EncoderError` if rows since the last call were no unit vectors."""
 
 
 class EncoderBase:

@@ -6,7 +6,6 @@ session and run configuration keys.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -77,7 +76,7 @@ class OrtCudaEncoder(OrtEncoder):
         owns_context: bool = False,
     ) -> None:
         self.context = context
-        self._turn = threading.RLock() if lock is None else lock
+        self._turn = context.turn if lock is None else lock
         self._owns_context = owns_context
         super().__init__(bundle, config, (self._provider,), notices)
         if self._config.use_tf32:
@@ -115,7 +114,7 @@ class OrtCudaEncoder(OrtEncoder):
         if num_bad:
             raise EncoderError(
                 f"the encoder returned images that are not finite unit vectors: {num_bad} of them, the first is image "
-                f"{first} of its call; export the model again"
+                f"{first} of those since the last check; export the model again"
             )
 
     def encode_texts(self, texts: Sequence[str], truncate: bool = False) -> Float32:

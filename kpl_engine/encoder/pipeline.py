@@ -12,7 +12,8 @@ import numpy as np
 
 from kpl_engine.arrays import Float32, Ints, UInt8
 from kpl_engine.config import DecodeConfig
-from kpl_engine.encoder.base import Encoder
+from kpl_engine.cuda.context import DeviceArray
+from kpl_engine.encoder.base import DeviceEncoder, Encoder
 from kpl_engine.errors import EncoderError, ImageError
 from kpl_engine.imaging.decode import ImageSource, decode_image, source_name
 from kpl_engine.imaging.preprocess import Preprocess
@@ -30,7 +31,8 @@ class EncodedImages:
     ``ok_index[i]`` of the call. ``names`` has one entry for every picture, good or bad.
     ``failures`` holds (index, name, error). ``timings_ms`` has the stages ``read``, ``decode``,
     ``preprocess``, ``encode`` and the wall time ``total``; stages are sums over pictures and run
-    at the same time on several threads, so their sum may exceed the total.
+    at the same time on several threads, so their sum may exceed the total. ``on_device`` are the same features in
+    GPU memory where the encoder works there.
     """
 
     features: Float32
@@ -39,6 +41,7 @@ class EncodedImages:
     failures: tuple[tuple[int, str, ImageError], ...] = ()
     notices: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    on_device: DeviceArray | None = None  # (n_ok, d) float32
 
     @classmethod
     def from_features(cls, features: Float32, names: Sequence[str] | None = None) -> EncodedImages:
@@ -145,7 +148,8 @@ class _Run:
         self._encoder = encoder
         self._progress = progress
         self._batch: list[tuple[int, UInt8]] = []
-        self._features: list[Float32] = []
+        self._features: _HostRows | _DeviceRows
+        self._features = _DeviceRows(encoder) if isinstance(encoder, DeviceEncoder) else _HostRows(encoder)
         self._ok: list[int] = []
         self._failures: list[tuple[int, str, ImageError]] = []
         self._notices: list[str] = []
@@ -169,7 +173,7 @@ class _Run:
             pixels = np.stack([picture for _, picture in self._batch])  # (batch, h, w, 3) uint8
             start = time.perf_counter()
             try:
-                self._features.append(self._encoder.encode_images(pixels))
+                self._features.add(pixels)
             except EncoderError as error:
                 named = ", ".join(self.names[index] for index, _ in self._batch)
                 raise type(error)(f"{error} (images of this batch: {named})") from error
@@ -180,8 +184,10 @@ class _Run:
             self._progress(self._done, len(self.names))
 
     def finish(self, total_ms: float) -> EncodedImages:
-        d = self._encoder.embed_dim
-        features = np.concatenate([np.empty((0, d), dtype=np.float32), *self._features])  # (n_ok, d) float32
+        start = time.perf_counter()
+        features, on_device = self._features.gather()
+        waited = (time.perf_counter() - start) * 1e3
+        self._times[3] += waited
         stages = dict(zip(("read", "decode", "preprocess", "encode"), self._times, strict=True))
         return EncodedImages(
             features=features,
@@ -189,5 +195,43 @@ class _Run:
             names=self.names,
             failures=tuple(self._failures),
             notices=tuple(self._notices),
-            timings_ms={**stages, "total": total_ms},
+            timings_ms={**stages, "total": total_ms + waited},
+            on_device=on_device,
         )
+
+
+class _HostRows:
+    """Features of the batches so far, on the host."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._rows = [np.empty((0, encoder.embed_dim), dtype=np.float32)]
+
+    def add(self, pixels: UInt8) -> None:
+        self._rows.append(self._encoder.encode_images(pixels))
+
+    def gather(self) -> tuple[Float32, None]:
+        """(n_ok, d) float32."""
+        return np.concatenate(self._rows), None
+
+
+class _DeviceRows:
+    """Features of the batches so far, on a GPU, which may still be at work on them."""
+
+    def __init__(self, encoder: DeviceEncoder) -> None:
+        self._encoder = encoder
+        self._rows: list[DeviceArray] = []
+
+    def add(self, pixels: UInt8) -> None:
+        self._rows.append(self._encoder.encode_on_device(pixels))
+
+    def gather(self) -> tuple[Float32, DeviceArray | None]:
+        """(n_ok, d) float32, on the host and on the device. `EncoderError` if one is not a unit vector."""
+        encoder = self._encoder
+        if not self._rows:
+            return np.empty((0, encoder.embed_dim), dtype=np.float32), None
+        with encoder.context.turn:
+            whole = self._rows[0] if len(self._rows) == 1 else encoder.context.concatenate(self._rows)
+            host = np.asarray(encoder.context.download(whole), dtype=np.float32)
+        encoder.check_encoded()
+        return host, whole

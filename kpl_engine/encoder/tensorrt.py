@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -74,7 +73,7 @@ class TensorRtEncoder(OrtEncoder):
         owns_context: bool = False,
     ) -> None:
         self.context = context
-        self._turn = threading.RLock() if lock is None else lock
+        self._turn = context.turn if lock is None else lock
         self._owns_context = owns_context
         self._library = import_tensorrt(("tensorrt", "tensorrt_lean")) if library is None else library
         machine = describe_machine(context.driver.info, str(self._library.__version__))
@@ -128,7 +127,7 @@ class TensorRtEncoder(OrtEncoder):
         if num_bad:
             raise EncoderError(
                 f"the plan gave images that are not finite unit vectors: {num_bad} of them, the first is image {first} "
-                "of its call; build the plan again, with another precision if it stays so"
+                "of those since the last check; build the plan again, in another precision if it stays so"
             )
 
     def encode_texts(self, texts: Sequence[str], truncate: bool = False) -> Float32:

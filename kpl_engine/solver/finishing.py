@@ -12,6 +12,7 @@ from kpl_engine.errors import SolverError
 from kpl_engine.solver import cpu
 from kpl_engine.solver.base import Solution, as_float32
 from kpl_engine.solver.moments import squared_lengths
+from kpl_engine.solver.run_notices import OVERFLOW
 
 __all__ = ["discriminants_of", "rounding_decides", "solution_of"]
 
@@ -32,10 +33,7 @@ def solution_of(W: Float64, X: Floats, mass: float, num_threads: int | None = No
         else:
             arrays, fits = _finish_compiled(core, W, X, mass, cpu.resolve_threads(num_threads))
     if not fits:
-        raise SolverError(
-            "the proxies overflow: expected lr / tau_i, labels and text proxies of ordinary size, got results beyond "
-            "float32; use unit features and proxies, labels up to 1 and lr near 10"
-        )
+        raise SolverError(OVERFLOW)
     return Solution(**arrays, **record)
 
 

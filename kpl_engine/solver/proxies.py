@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from kpl_engine.arrays import Float32, Float64, Floats, check_array
 from kpl_engine.config import SolverName
-from kpl_engine.errors import BackendUnavailableError, ConfigError, ShapeError, SolverError
+from kpl_engine.errors import ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import Notice, Solution
 from kpl_engine.solver.checks import check_between, check_count, check_magnitude
 from kpl_engine.solver.closed_form import regime_fault, schedule_fault, solve_closed_form
@@ -17,9 +18,17 @@ from kpl_engine.solver.compiled import ScheduleTask
 from kpl_engine.solver.finishing import discriminants_of, rounding_decides, solution_of
 from kpl_engine.solver.hardening import harden
 from kpl_engine.solver.moments import moments_of
+from kpl_engine.solver.run_notices import (
+    FORMS,
+    INVISIBLE,
+    closed_form_fails,
+    froze,
+    hardened_fault,
+    not_converged,
+    schedule_used,
+)
 from kpl_engine.solver.runs import run_schedule
-from kpl_engine.solver.schedule import Form, ScheduleRun
-from kpl_engine.solver.softmax import softmax
+from kpl_engine.solver.schedule import ScheduleRun
 from kpl_engine.solver.text_proxy import check_features
 
 __all__ = [
@@ -33,9 +42,6 @@ __all__ = [
 ]
 
 _LARGEST_LABEL = 1e12  # squares of gradients stay in float64
-FORMS: dict[SolverName, Form] = {"schedule_dual": "dual", "schedule_primal": "primal"}
-_INVISIBLE = 1e-9  # movement of the discriminants far below their float32 rounding, 6e-8
-_FAR_FROM_FIXED = 1e-3  # distance of a unit column from the fixed point that is worth a word
 
 
 def learn_proxies(
@@ -72,7 +78,9 @@ def learn_proxies(
         its condition holds and the asked steps would reach it, else the schedule, and says so in
         ``warnings``; it leaves out the steps that are proven not to move the class differences by
         more than 1e-9 of their usual scale (``mass / n``), because lr has halved too often (`schedule.py: is_frozen`).
-    device : {"cpu", "auto"}
+    device : {"cpu", "auto", "cuda", "cuda:N"}
+        ``auto`` is the first GPU if one can be used, else the CPU. A GPU runs the same forms in float64; its results
+        differ from the CPU's by rounding.
     num_threads : int, optional
         Threads of the compiled core; by default as many as pay off, at most one a core. In the dual
         form every number gives the same bits; in the primal form another number adds the gradient
@@ -91,8 +99,8 @@ def learn_proxies(
         An option out of range.
     SolverError
         ``solver="closed_form"`` where it does not hold, or results beyond float32.
-    BackendUnavailableError
-        A device that this build does not have.
+    BackendUnavailableError, CudaError
+        A GPU asked for by name cannot be used, or failed.
 
     Notes
     -----
@@ -101,29 +109,49 @@ def learn_proxies(
     Sources: InMaP, arXiv 2310.19752; KPL, arXiv 2501.11231.
     """
     check_options(lr, iters, tau_i, alpha, solver)
-    if device not in ("cpu", "auto"):
-        raise BackendUnavailableError(
-            f"device: expected 'cpu' or 'auto', got {device!r}; proxies are learned on the CPU in this version"
-        )
     X, T, P = _check_arrays(features, text_proxies, labels)
     P, num_hardened = harden(P, alpha)
+    if device == "cpu":
+        return _learn(X, T, P, num_hardened, lr, iters, tau_i, solver, num_threads)
+    from kpl_engine.solver.device_plan import Work
+    from kpl_engine.solver.devices import choose_device
+
+    gpu, passed_over = choose_device(device)
+    if gpu is not None:
+        return gpu.learn(X, T, P, num_hardened, Work(None, None, lr, iters, tau_i, solver))
+    found = _learn(X, T, P, num_hardened, lr, iters, tau_i, solver, num_threads)
+    return found if passed_over is None else replace(found, warnings=(passed_over, *found.warnings))
+
+
+def _learn(
+    X: Float32,
+    T: Float32,
+    P: Float64,
+    num_hardened: int,
+    lr: float,
+    iters: int,
+    tau_i: float,
+    solver: SolverName,
+    num_threads: int | None,
+) -> Solution:
+    """`learn_proxies` on the CPU, from checked arrays and hardened labels."""
     if solver not in ("auto", "closed_form"):
         run = run_schedule(ScheduleTask(X, T, P, lr, iters, tau_i), FORMS.get(solver), num_threads)
         return solution_of_run(run, X, iters, num_threads)
     if num_hardened:
-        fault = f"{num_hardened} of {len(P)} label rows exceed alpha and were hardened"
+        fault = hardened_fault(num_hardened, len(P))
     else:
         found, fault = _closed_form(X, P, lr, iters, tau_i, solver, num_threads)
         if found:
             return found
     if solver == "closed_form":
-        raise SolverError(f"closed_form does not hold here: {fault}; use solver='schedule' or 'auto'")
-    notice = Notice("schedule_used", f"the closed form does not hold ({fault}), so the published schedule was run")
+        raise SolverError(closed_form_fails(fault))
     # The proof of `is_frozen` needs unit columns from the second step on; a zero column may stay zero.
-    movement = _INVISIBLE * min(1.0, float(P.sum()) / len(X)) if (np.abs(T).max(axis=0) > 0).all() else 0.0
+    movement = INVISIBLE * min(1.0, float(P.sum()) / len(X)) if (np.abs(T).max(axis=0) > 0).all() else 0.0
     task = ScheduleTask(X, T, P, lr, iters, tau_i, movement)
     run = run_schedule(task, None, num_threads)
-    return solution_of_run(run, X, iters, num_threads, notice, *_frozen_notices(run, X, P, tau_i))
+    frozen = froze(X, P, run.W, run.Z, tau_i, run.iterations, run.halvings) if run.frozen else []
+    return solution_of_run(run, X, iters, num_threads, schedule_used(fault), *frozen)
 
 
 def check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> None:
@@ -152,32 +180,11 @@ def _check_arrays(
     return X, T, P
 
 
-def _frozen_notices(run: ScheduleRun, X: Floats, P: Float64, tau_i: float) -> list[Notice]:
-    """Tells a schedule whose steps shrank to nothing on the way from one that arrived."""
-    if not run.frozen:
-        return []
-    G = np.asarray(X, dtype=np.float64).T @ (softmax(run.Z, tau_i) - P)  # (d, c)
-    lengths = np.linalg.norm(G, axis=0)
-    gap = float(np.linalg.norm(G / np.where(lengths > 0, lengths, 1.0) + run.W, axis=0).max())
-    if gap <= _FAR_FROM_FIXED:
-        return []
-    text = (
-        f"by step {run.iterations} lr was too small ({run.halvings} halvings) for any later step to matter, {gap:.2g} "
-        "short of a fixed point (unit columns); the published schedule ends there too"
-    )
-    return [Notice("schedule_froze", text)]
-
-
 def solution_of_run(run: ScheduleRun, X: Floats, iters: int, num_threads: int | None, *notes: Notice) -> Solution:
     """The `Solution` of a run of the schedule that was asked for ``iters`` steps."""
     notices = list(notes)
     if not run.converged and not run.frozen and iters > 0:
-        notices.append(
-            Notice(
-                "not_converged",
-                f"the gradient norm still moved after {run.iterations} steps; raise iters or lower lr",
-            )
-        )
+        notices.append(not_converged(run.iterations))
     return solution_of(
         run.W,
         X,

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextvars
+import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy.typing as npt
 
 from kpl_engine.config import MethodConfig, MethodName
-from kpl_engine.errors import ConfigError, KplError
+from kpl_engine.errors import ConfigError, CudaError, KplError
 from kpl_engine.solver import cpu
 from kpl_engine.solver.answering import METHODS, Clock, linear_outcome, make_answer, of_width, similarities_of
-from kpl_engine.solver.base import Answer, FrozenProxies, TextProxies
+from kpl_engine.solver.base import Answer, FrozenProxies, Notice, TextProxies
 from kpl_engine.solver.guards import input_notices
 from kpl_engine.solver.runs import run_schedule, run_schedules
 from kpl_engine.solver.schedule import ScheduleRun
@@ -23,7 +24,11 @@ from kpl_engine.solver.stages import Prepared, Problem, answer_alone, answer_sch
 from kpl_engine.solver.streaming import StreamSolver
 from kpl_engine.solver.text_proxy import KnowledgeLike, check_features
 
-__all__ = ["METHODS", "Problem", "StreamSolver", "freeze", "solve", "solve_frozen", "solve_many"]
+if TYPE_CHECKING:  # what a GPU needs is imported when one is asked for: starting on a CPU stays cheap
+    from kpl_engine.cuda.context import DeviceArray
+    from kpl_engine.solver.device import DeviceSolver
+
+__all__ = ["METHODS", "Problem", "StreamSolver", "freeze", "solve", "solve_frozen", "solve_many", "solve_on"]
 
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
@@ -36,6 +41,7 @@ def solve(
     config: MethodConfig | None = None,
     prior: npt.ArrayLike | None = None,
     num_threads: int | None = None,
+    device: str = "cpu",
 ) -> Answer:
     """Classify the rows of ``features`` together, by one of the named methods.
 
@@ -51,14 +57,16 @@ def solve(
     prior : (c,) array_like, optional
         Expected class shares; used by ``inmap``, ``kpl`` and ``kpl_stream``. A share of 0 leaves a
         class without pseudo labels; the proxies of ``kpl`` and ``kpl_stream`` can answer with it all the same.
-
     num_threads : int, optional
         Threads of the compiled core, see `learn_proxies`.
+    device : {"cpu", "auto", "cuda", "cuda:N"}
+        A GPU computes ``proxy``, ``inmap`` and ``kpl``, all stages in one launch; what it does not compute the CPU
+        does, with a notice.
 
     Returns
     -------
     Answer
-        ``mode`` is "batch". ``timings_ms`` has "text_proxies", "labels" and "proxies".
+        ``mode`` is "batch". ``timings_ms`` has "text_proxies", "labels" and "proxies", or for a GPU "device" alone.
 
     Raises
     ------
@@ -66,8 +74,50 @@ def solve(
         NaN or infinite rows (named), or a width other than the knowledge's.
     ConfigError
         Unknown method, or an option the method does not have.
+    BackendUnavailableError, CudaError
+        A GPU asked for by name cannot be used, or failed.
     """
-    return _answer(num_threads, None, prepare(Problem(features, knowledge, method, config, prior)))
+    problem = Problem(features, knowledge, method, config, prior)
+    if device == "cpu":
+        return solve_on(problem, None, num_threads)
+    from kpl_engine.solver.devices import choose_device
+
+    solver, passed_over = choose_device(device)
+    return _with_notices(solve_on(problem, solver, num_threads, falls_back=device == "auto"), passed_over)
+
+
+def solve_on(
+    problem: Problem,
+    solver: DeviceSolver | None,
+    num_threads: int | None = None,
+    on_device: DeviceArray | None = None,
+    falls_back: bool = False,
+) -> Answer:
+    """`solve` on the GPU of ``solver``, which may hold the features already, or without one on the CPU.
+
+    ``falls_back``: where the GPU fails the CPU answers, with a notice.
+    """
+    if solver is None:
+        return _answer(num_threads, None, prepare(problem))
+    from kpl_engine.solver.device_stages import answer_on_device, cpu_notice, runs_on_device
+
+    if not runs_on_device(problem):
+        return _with_notices(_answer(num_threads, None, prepare(problem)), cpu_notice(problem))
+    reason = None
+    try:
+        found = answer_on_device(problem, solver, on_device)
+        if found is not None:
+            return found
+    except CudaError as error:
+        if not falls_back:
+            raise
+        reason = Notice("solver_on_cpu", f"the GPU failed, so the CPU answered: {error!s:.300}")
+    return _with_notices(_answer(num_threads, None, prepare(problem)), reason)
+
+
+def _with_notices(answer: Answer, *notices: Notice | None) -> Answer:
+    said = tuple(notice for notice in notices if notice is not None)
+    return dataclasses.replace(answer, warnings=(*said, *answer.warnings)) if said else answer
 
 
 def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> list[Answer]:

@@ -34,9 +34,9 @@ from kpl_engine.solver.schedule import Form, ScheduleRun
 from kpl_engine.solver.softmax import softmax
 from kpl_engine.solver.text_proxy import KnowledgeLike, as_knowledge, check_features, select_text_proxies
 
-__all__ = ["Prepared", "Problem", "answer_alone", "answer_scheduled", "prepare"]
+__all__ = ["LABELS", "Prepared", "Problem", "answer_alone", "answer_scheduled", "outcome_of", "prepare"]
 
-_LABELS: dict[MethodName, LabelMethod] = {"proxy": "softmax", "inmap": "sinkhorn", "kpl": "stable_greenkhorn"}
+LABELS: dict[MethodName, LabelMethod] = {"proxy": "softmax", "inmap": "sinkhorn", "kpl": "stable_greenkhorn"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Prepared:
     @property
     def runs_schedule(self) -> bool:
         """Whether the labels come from ``X T`` and the proxies from the schedule, so that one call does both."""
-        fits = self.method_used in _LABELS and self.text.logits is None
+        fits = self.method_used in LABELS and self.text.logits is None
         return fits and self.solver not in ("auto", "closed_form")
 
     @property
@@ -86,7 +86,7 @@ class Prepared:
         config, method = self.config, self.method_used
         check_options(config.lr, config.proxy_iters, config.tau_i, config.alpha, self.solver)
         shares = self.shares if method != "proxy" else None
-        labels = LabelChoice(_LABELS[method], config.tau_t, config.gamma, config.ot_iters, shares, config.alpha)
+        labels = LabelChoice(LABELS[method], config.tau_t, config.gamma, config.ot_iters, shares, config.alpha)
         return ScheduleTask(self.X, self.text.proxies, labels, config.lr, config.proxy_iters, config.tau_i)
 
 
@@ -124,7 +124,7 @@ def answer_scheduled(prepared: Prepared, run: ScheduleRun, num_threads: int | No
     laps, finishing = prepared.clock.laps, time.perf_counter() - start
     laps["labels"] += run.label_seconds * 1e3
     laps["proxies"] += (run.seconds - run.label_seconds + finishing) * 1e3
-    return _answer(prepared, _outcome_of(solution, prepared.config.tau_i))
+    return _answer(prepared, outcome_of(solution, prepared.config.tau_i))
 
 
 def answer_alone(prepared: Prepared, num_threads: int | None) -> Answer:
@@ -149,7 +149,7 @@ def _apply(prepared: Prepared, num_threads: int | None) -> Outcome:
         frozen = prepared.sums.solve(config.tau_i, prepared.shares)
         outcome = linear_outcome(X, frozen.proxies, frozen.discriminants, frozen.temperature)
     else:
-        outcome = _outcome_of(_learn(prepared, num_threads), config.tau_i)
+        outcome = outcome_of(_learn(prepared, num_threads), config.tau_i)
     clock.lap("proxies")
     return outcome
 
@@ -158,7 +158,7 @@ def _learn(prepared: Prepared, num_threads: int | None) -> Solution:
     """Pseudo labels from the similarities, then proxies learned from them."""
     config, method = prepared.config, prepared.method_used
     shares = prepared.shares if method != "proxy" else None
-    P = refine_labels(prepared.S, _LABELS[method], config.tau_t, config.gamma, config.ot_iters, shares)
+    P = refine_labels(prepared.S, LABELS[method], config.tau_t, config.gamma, config.ot_iters, shares)
     prepared.clock.lap("labels")
     return learn_proxies(
         prepared.X,
@@ -173,7 +173,8 @@ def _learn(prepared: Prepared, num_threads: int | None) -> Solution:
     )
 
 
-def _outcome_of(found: Solution, tau_i: float) -> Outcome:
+def outcome_of(found: Solution, tau_i: float) -> Outcome:
+    """What a solution answers."""
     return Outcome(
         probabilities=softmax(found.scores, tau_i),
         logits=np.asarray(found.scores, dtype=np.float64),

@@ -20,7 +20,7 @@ from kpl_engine.solver.base import TextProxies
 from kpl_engine.solver.checks import check_count
 from kpl_engine.solver.softmax import check_rows
 
-__all__ = ["KnowledgeLike", "as_knowledge", "check_features", "select_text_proxies"]
+__all__ = ["KnowledgeLike", "as_knowledge", "check_features", "check_width", "select_text_proxies"]
 
 KnowledgeLike = KnowledgeBase | Mapping[str, npt.ArrayLike] | Sequence[npt.ArrayLike] | npt.NDArray[np.floating[Any]]
 _LONGEST_ROW = 1e12  # features are unit rows; products of longer ones would leave float32
@@ -76,11 +76,7 @@ def select_text_proxies(
     core = cpu.core()
     images = check_features(features) if core is None else _as_rows(features)
     base = as_knowledge(knowledge)
-    if base.embeddings.shape[1] != images.shape[1]:
-        raise ShapeError(
-            f"features: expected width d = {base.embeddings.shape[1]} as in knowledge base {base.name!r}, "
-            f"got {images.shape[1]}; embed images and texts with the same encoder"
-        )
+    check_width(images, base)
     width = len(base.embeddings) if retrieval == "all" else int(k)
     found = _select_numpy(images, base, width) if core is None else _select_compiled(core, images, base, width)
     return replace(found, logits=_per_image_logits(images, base, int(k))) if retrieval == "per_image" else found
@@ -121,6 +117,15 @@ def check_features(features: npt.ArrayLike) -> Float32:
     if core is None or not core.rows_fit(images, _LONGEST_ROW, _threads(images)):
         _check_lengths(images)
     return images
+
+
+def check_width(images: Float32, base: KnowledgeBase) -> None:
+    """`ShapeError` unless images and descriptions have one width d."""
+    if base.embeddings.shape[1] != images.shape[1]:
+        raise ShapeError(
+            f"features: expected width d = {base.embeddings.shape[1]} as in knowledge base {base.name!r}, "
+            f"got {images.shape[1]}; embed images and texts with the same encoder"
+        )
 
 
 def _threads(images: Float32) -> int:

@@ -13,12 +13,12 @@ from kpl_engine.errors import ConfigError
 def test_solver_threads_reach_the_solver(encoder, make_knowledge, images, monkeypatch, num_threads, expected):
     seen = []
 
-    def solve(*arguments):
-        seen.append(arguments[5])
+    def solve_on(*arguments):
+        seen.append(arguments[2])
         return solver(*arguments)
 
-    solver = engine_module.solve
-    monkeypatch.setattr(engine_module, "solve", solve)
+    solver = engine_module.solve_on
+    monkeypatch.setattr(engine_module, "solve_on", solve_on)
     chest = Engine(encoder, [make_knowledge()], config=EngineConfig(solver=SolverConfig(num_threads)))
     result = chest.classify(images, method="inmap")
     chest.fit(images, method="inmap")

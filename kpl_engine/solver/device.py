@@ -1,0 +1,171 @@
+"""The methods on a GPU: from features to a `Solution` or a set of answers, all stages in one launch."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from kpl_engine.arrays import Float32, Float64
+from kpl_engine.cuda.context import Context, DeviceArray
+from kpl_engine.cuda.ops.closed_form import fault_text
+from kpl_engine.cuda.problems import Capacity, Result
+from kpl_engine.errors import SolverError
+from kpl_engine.knowledge import KnowledgeBase
+from kpl_engine.solver.base import Notice, Solution, TextProxies
+from kpl_engine.solver.device_plan import DevicePlan, Work, bucket_of
+from kpl_engine.solver.run_notices import OVERFLOW, closed_form_fails, froze, not_converged, schedule_used
+
+__all__ = ["DeviceAnswer", "DeviceSolver"]
+
+_MAX_PLANS = 16  # kept for one GPU; a graph is a few hundred kilobytes, its tables what the sizes say
+_MAX_BASES = 64  # knowledge bases whose descriptions stay on the GPU
+_CLOSED_FORM = 3
+_FORMS: dict[int, Literal["dual", "primal", "closed_form"]] = {1: "dual", 2: "primal", _CLOSED_FORM: "closed_form"}
+
+
+@dataclass(frozen=True)
+class DeviceAnswer:
+    """What a GPU found for one problem."""
+
+    text: TextProxies
+    S: Float64  # (n, c) similarities
+    solution: Solution
+
+
+class DeviceSolver:
+    """Runs problems on one GPU and keeps their plans, the most recently used ones.
+
+    One thread launches at a time: calls take their turn at the context, as the encoder of the same context does.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._plans: OrderedDict[tuple[object, ...], DevicePlan] = OrderedDict()
+        self._bases: OrderedDict[str, tuple[DeviceArray, DeviceArray]] = OrderedDict()  # by fingerprint
+
+    def learn(self, X: Float32, T: Float32, P: Float64, num_hardened: int, work: Work) -> Solution:
+        """Proxies from text proxies ``T`` (d, c) and hardened labels ``P`` (n, c)."""
+        (n, d), c = X.shape, T.shape[1]
+        with self.context.turn:
+            plan = self._plan(work, Capacity(bucket_of(n), d, c), ())
+            plan.table.set_sizes(n=n)
+            for name, array in (("X", X), ("T", np.ascontiguousarray(T.T)), ("P", P)):
+                plan.table.write(name, np.ascontiguousarray(array), 0)
+            (result,) = plan.run(float(P.sum()), num_hardened)
+            return self._solution(plan, 0, result, work)
+
+    def answer(self, X: Float32 | DeviceArray, base: KnowledgeBase, work: Work) -> DeviceAnswer:
+        """Text proxies, labels and proxies for features (n, d), on the host or on this GPU."""
+        return self.answer_many([X], base, work)[0]
+
+    def answer_many(
+        self, features: Sequence[Float32 | DeviceArray], base: KnowledgeBase, work: Work
+    ) -> list[DeviceAnswer]:
+        """`answer` for independent sets of images, side by side in one launch."""
+        sizes = [X.shape[0] for X in features]
+        (M, d), c = base.embeddings.shape, len(base.classes)
+        most = max(np.diff(base.offsets))
+        k = min(work.k or 1, int(most))
+        on_device = all(isinstance(X, DeviceArray) for X in features)
+        with self.context.turn:
+            size = Capacity(bucket_of(max(sizes)), d, c, M, k)
+            plan = self._plan(work, size, ("E", "first", *(["X"] if on_device else [])), len(features))
+            table = plan.table
+            table.set_sizes(n=sizes)
+            for name, array in zip(("E", "first"), self._on_device(base), strict=True):
+                table.bind(name, array)
+            table.set_prior(None if work.labels is None else work.labels.prior)
+            for place, X in enumerate(features):
+                if isinstance(X, DeviceArray):
+                    table.bind("X", X, place)
+                else:
+                    table.write("X", np.ascontiguousarray(X), place)
+            results = plan.run()
+            return [
+                DeviceAnswer(
+                    _text_proxies(result, base),
+                    self.context.download(table.view("S", place)),
+                    self._solution(plan, place, result, work),
+                )
+                for place, result in enumerate(results)
+            ]
+
+    def close(self) -> None:
+        """Free what is kept on the GPU; the context stays open. Calling it twice is harmless."""
+        with self.context.turn:
+            self._plans.clear()
+            self._bases.clear()
+
+    def _plan(self, work: Work, size: Capacity, external: Sequence[str], num_problems: int = 1) -> DevicePlan:
+        key = (work.key, size, num_problems, tuple(external))
+        if key not in self._plans:
+            while len(self._plans) >= _MAX_PLANS:
+                self._plans.popitem(last=False)
+            self._plans[key] = DevicePlan(self.context, work, size, num_problems, external)
+        self._plans.move_to_end(key)
+        return self._plans[key]
+
+    def _on_device(self, base: KnowledgeBase) -> tuple[DeviceArray, DeviceArray]:
+        key = base.fingerprint
+        if key not in self._bases:
+            while len(self._bases) >= _MAX_BASES:
+                self._bases.popitem(last=False)
+            rows = np.ascontiguousarray(base.embeddings, dtype=np.float32)  # (M, d)
+            first = np.ascontiguousarray(base.offsets, dtype=np.int32)  # (c + 1,)
+            self._bases[key] = self.context.upload(rows), self.context.upload(first)
+        self._bases.move_to_end(key)
+        return self._bases[key]
+
+    def _solution(self, plan: DevicePlan, place: int, result: Result, work: Work) -> Solution:
+        record, (n, c) = result.record, result.out_scores.shape
+        form = _FORMS[int(record["form"])]
+        fault = fault_text(record, n, c, work.lr, work.iters) if work.solver == "closed_form" else ""
+        if fault:
+            raise SolverError(closed_form_fails(fault))
+        if not record["fits"]:
+            raise SolverError(OVERFLOW)
+        return Solution(
+            proxies=_by_column(result.out_proxies),
+            logits=result.out_logits,
+            iterations=int(record["iterations"]),
+            converged=bool(record["converged"]),
+            solver="closed_form" if form == "closed_form" else "schedule",
+            form=form,
+            halvings=int(record["halvings"]),
+            residual=float(record["residual"] if form == "closed_form" else record["gradient_norm"]),
+            discriminants=_by_column(result.out_discriminants),
+            scores=result.out_scores,
+            labels=result.out_labels,
+            decided_by_rounding=result.out_undecided.astype(np.bool_),
+            warnings=tuple(self._notices(plan, place, result, work)),
+        )
+
+    def _notices(self, plan: DevicePlan, place: int, result: Result, work: Work) -> list[Notice]:
+        record, (n, c) = result.record, result.out_scores.shape
+        if record["form"] == _CLOSED_FORM:
+            return []
+        found, iterations = [], int(record["iterations"])
+        if work.solver == "auto":
+            found.append(schedule_used(fault_text(record, n, c, work.lr, work.iters)))
+        if record["frozen"]:
+            X, P, W = (self.context.download(plan.table.view(name, place)) for name in ("X", "P", "W"))
+            found += froze(X, P, W.T, X.astype(np.float64) @ W.T, work.tau_i, iterations, int(record["halvings"]))
+        elif not record["converged"] and work.iters > 0:
+            found.append(not_converged(iterations))
+        return found
+
+
+def _by_column(rows: Float32) -> Float32:
+    """(c, d) of the device as (d, c)."""
+    return np.ascontiguousarray(rows.T)
+
+
+def _text_proxies(result: Result, base: KnowledgeBase) -> TextProxies:
+    starts = base.offsets.tolist()
+    kept = (rows[rows >= 0].astype(np.int64) - start for rows, start in zip(result.kept, starts, strict=False))
+    scores = np.split(result.scores.astype(np.float64), starts[1:-1])
+    return TextProxies(_by_column(result.T), tuple(kept), tuple(scores))

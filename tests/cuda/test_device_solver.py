@@ -1,0 +1,133 @@
+"""The whole method on a GPU against the CPU: text proxies, labels, proxies and answers in one launch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kpl_engine import learn_proxies
+from kpl_engine.config import MethodConfig
+from kpl_engine.errors import SolverError
+from kpl_engine.solver.device import DeviceSolver
+from kpl_engine.solver.devices import using_device
+from kpl_engine.solver.select import solve
+
+SIZES = [(12, 5, 2), (64, 96, 3), (33, 40, 5)]
+
+
+def make_problem(rng, n, d, c, m=7):
+    """Images near one of c directions, descriptions near them too; every entry float32."""
+    centres = rng.normal(size=(c, d))
+    shared = 2.0 * rng.normal(size=d)
+    images = shared + centres[rng.integers(c, size=n)] + rng.normal(size=(n, d))
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    texts = [shared + centre + rng.normal(size=(m + j, d)) for j, centre in enumerate(centres)]
+    return images.astype(np.float32), [(t / np.linalg.norm(t, axis=1, keepdims=True)).astype(np.float32) for t in texts]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20)
+
+
+@pytest.fixture
+def device(context):
+    return DeviceSolver(context)
+
+
+@pytest.mark.parametrize(("n", "d", "c"), SIZES)
+@pytest.mark.parametrize("method", ["proxy", "inmap", "kpl"])
+def test_a_gpu_answers_as_the_cpu(device, rng, method, n, d, c):
+    X, texts = make_problem(rng, n, d, c)
+    config = MethodConfig(proxy_iters=60)
+    expected = solve(X, texts, method, config)
+    with using_device(device):
+        found = solve(X, texts, method, config, device="cuda")
+    np.testing.assert_array_equal(found.text_proxies.proxies, expected.text_proxies.proxies)
+    for ours, theirs in zip(found.text_proxies.kept, expected.text_proxies.kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    scale = np.abs(expected.logits).max()
+    # float64 sums in another order, rounded to float32 once
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6 * scale, rtol=0)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=2e-5, rtol=0)
+    decided = ~expected.decided_by_rounding
+    np.testing.assert_array_equal(found.labels[decided], expected.labels[decided])
+    assert found.method_used == expected.method_used == method
+    assert found.solution.solver == expected.solution.solver
+    assert found.solution.iterations == expected.solution.iterations
+    assert [notice.code for notice in found.warnings] == [notice.code for notice in expected.warnings]
+    assert found.timings_ms["device"] > 0
+
+
+@pytest.mark.parametrize("solver", ["auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"])
+def test_proxies_of_given_labels(device, rng, solver):
+    X, texts = make_problem(rng, 40, 24, 2)
+    T = np.stack([block.mean(axis=0) for block in texts], axis=1)
+    T /= np.linalg.norm(T, axis=0)
+    P = rng.random((40, 2)) / 40
+    iters = 40 if solver.startswith("schedule") else 2000
+    expected = learn_proxies(X, T, P, iters=iters, solver=solver)
+    with using_device(device):
+        found = learn_proxies(X, T, P, iters=iters, solver=solver, device="cuda")
+    assert (found.solver, found.halvings) == (expected.solver, expected.halvings)
+    assert found.form == expected.form or solver == "schedule"  # the cheaper one differs between machines
+    scale = np.abs(expected.scores).max()
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-6 * scale, rtol=0)
+    np.testing.assert_allclose(found.proxies, expected.proxies, atol=2e-7, rtol=0)
+
+
+def test_hardened_rows_run_the_schedule_and_say_so(device, rng):
+    X, texts = make_problem(rng, 24, 16, 2)
+    T = np.stack([block[0] for block in texts], axis=1)
+    P = np.full((24, 2), 1e-3)
+    P[3] = 0.9, 0.1
+    with using_device(device):
+        found = learn_proxies(X, T, P, iters=30, device="cuda")
+        with pytest.raises(SolverError, match="1 of 24 label rows exceed alpha"):
+            learn_proxies(X, T, P, iters=30, solver="closed_form", device="cuda")
+    expected = learn_proxies(X, T, P, iters=30)
+    assert found.solver == expected.solver == "schedule"
+    assert [notice.code for notice in found.warnings] == [notice.code for notice in expected.warnings]
+    assert found.warnings[0].message == expected.warnings[0].message
+    np.testing.assert_allclose(found.logits, expected.logits, atol=1e-6, rtol=0)
+
+
+def test_a_graph_gives_the_bits_of_its_launches_for_any_number_of_images(device, rng):
+    X, texts = make_problem(rng, 24, 16, 3)
+    config = MethodConfig(proxy_iters=25, min_batch=1)
+    with using_device(device):
+        first = solve(X, texts, "inmap", config, device="cuda")
+        (plan,) = device._plans.values()
+        assert not plan.is_graph
+        again = solve(X, texts, "inmap", config, device="cuda")
+        fewer = solve(X[:19], texts, "inmap", config, device="cuda")  # the same bucket
+        back = solve(X, texts, "inmap", config, device="cuda")
+    assert plan.is_graph
+    assert len(device._plans) == 1
+    for answer in (again, back):
+        np.testing.assert_array_equal(answer.logits, first.logits)
+        np.testing.assert_array_equal(answer.discriminants, first.discriminants)
+    expected = solve(X[:19], texts, "inmap", config)
+    np.testing.assert_allclose(fewer.logits, expected.logits, atol=1e-6 * np.abs(expected.logits).max(), rtol=0)
+
+
+def test_a_prior_is_data_of_the_graph(device, rng):
+    X, texts = make_problem(rng, 30, 16, 3)
+    config = MethodConfig(proxy_iters=20, min_batch=1)
+    with using_device(device):
+        for prior in (None, [0.6, 0.3, 0.1], [0.2, 0.2, 0.6], None):
+            found = solve(X, texts, "inmap", config, prior, device="cuda")
+            expected = solve(X, texts, "inmap", config, prior)
+            tolerance = 1e-6 * np.abs(expected.logits).max()
+            np.testing.assert_allclose(found.logits, expected.logits, atol=tolerance, rtol=0)
+
+
+def test_what_the_gpu_does_not_compute_is_said(device, rng):
+    X, texts = make_problem(rng, 24, 16, 2)
+    with using_device(device):
+        stream = solve(X, texts, "kpl_stream", device="cuda")
+        few = solve(X[:3], texts, "kpl", device="cuda")
+    assert stream.warnings[0].code == "solver_on_cpu"
+    np.testing.assert_array_equal(stream.logits, solve(X, texts, "kpl_stream").logits)
+    assert few.method_used == "zeroshot"
+    assert not device._plans
