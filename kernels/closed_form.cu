@@ -179,7 +179,7 @@ __device__ __noinline__ double assess(Fit& fit) {
 
 /// First order and corrections, with the slope in T to a relative `tolerance`.
 template <typename T>
-__device__ Outcome attempt(Fit& fit, double tolerance, int most) {
+__device__ __noinline__ Outcome attempt(Fit& fit, double tolerance, int most) {
   const int padded = fit.rows.padded;
   double residual = infinite();
   const int same = first_residual(fit);
@@ -199,7 +199,7 @@ __device__ Outcome attempt(Fit& fit, double tolerance, int most) {
   }
 }
 
-__device__ Outcome fixed_point(Fit& fit) {
+__device__ __noinline__ Outcome fixed_point(Fit& fit) {
   const int small = static_cast<int>(fmin(fit.n, static_cast<double>(fit.rows.d)));
   const double tolerance = fmin(fmax(0.01 / fit.n, 1e-7), 1e-3);
   const Outcome found = attempt<float>(fit, tolerance, small + 64);
@@ -239,7 +239,7 @@ __device__ void solve(const Problem& problem, Fit& fit, const Schedule& schedule
 
 /// Grid: teams of `team` blocks, each a cluster, or all resident at once (cooperative), or of one block. `counters`:
 /// one a problem, kCounters apart, zero. `shared_bytes`: dynamic shared memory of a block.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 1)
     closed_form(const kpl::Problem* problems, int num_problems, int team, int shared_bytes, unsigned* counters,
                 double tau_i, double lr, long long iters, int must_reach_schedule) {
   const int block = static_cast<int>(blockIdx.x), teams = static_cast<int>(gridDim.x) / team;
@@ -247,8 +247,8 @@ extern "C" __global__ void __launch_bounds__(256)
   kpl::conjugate::Fit& fit = *reinterpret_cast<kpl::conjugate::Fit*>(kpl::dynamic_shared());
   for (int index = block / team; index < num_problems; index += teams) {
     if (threadIdx.x == 0)
-      kpl::conjugate::lay_out(fit, problems[index], team, block % team, counters + index * static_cast<long long>(kpl::kCounters),
-                   tau_i, shared_bytes);
+      kpl::conjugate::lay_out(fit, problems[index], team, block % team,
+                              counters + static_cast<long long>(index) * kpl::kCounters, tau_i, shared_bytes);
     __syncthreads();
     kpl::conjugate::solve(problems[index], fit, schedule);
     __syncthreads();

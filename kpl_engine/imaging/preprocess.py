@@ -7,17 +7,30 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from kpl_engine.arrays import UInt8
 from kpl_engine.errors import ConfigError, ImageError
 from kpl_engine.imaging.resample import resample_window
 
-__all__ = ["Preprocess"]
+__all__ = ["Plan", "Preprocess"]
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _MAX_RESIZED_PIXELS = 1 << 24  # 64 MiB in Pillow's four bytes a pixel; enlarging past it computes the crop only
 _MAX_WORK_PIXELS = 1 << 26  # between the two passes
+_KNOWS_HEIGHT_FIRST = int(PIL.__version__.split(".", maxsplit=1)[0]) >= 13
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of a picture of one size: heights before widths, tops before lefts."""
+
+    size: tuple[int, int]  # of the whole, resized
+    window: tuple[int, int, int, int]  # top, left, height and width of what is kept of it
+    place: tuple[int, int]  # top and left of that in the model input
+    interpolation: Literal["bicubic", "bilinear"]
+    height_first: bool  # the order of Pillow's two passes
 
 
 @dataclass(frozen=True)
@@ -29,8 +42,9 @@ class Preprocess:
     ``fill``). ``mean`` and ``std`` are informational: scaling is part of the graph.
 
     Measured against open_clip 3.3.0 on RGB and L pictures of random sizes, all modes: largest
-    difference **0 levels** with the same Pillow on both sides. (Where the height shrinks more than
-    the width, Pillow 13 resizes it first, which is one level off Pillow 12 here and there.)
+    difference **0 levels** with the same Pillow on both sides. (Where the height shrinks by
+    more than twice as many pixels as the width, Pillow 13 resizes it first, which is one level off
+    Pillow 12 here and there.)
     Palette, 16-bit and rotated (EXIF) files differ by design: open_clip resizes palettes by nearest
     neighbour, clips 16-bit values, and ignores EXIF; `kpl_engine.imaging.decode` turns all of them
     into upright RGB first.
@@ -86,17 +100,37 @@ class Preprocess:
         ImageError
             When the aspect ratio is so extreme that squashing would need more than 2^26 pixels on the way.
         """
-        size = self._resized_size(rgb.shape[0], rgb.shape[1])
-        top, left = _offset(size[0], self.height), _offset(size[1], self.width)
-        window = (max(top, 0), max(left, 0), min(size[0], self.height), min(size[1], self.width))
-        resized = _resize(rgb, size, window, self._filter_name())  # (<= height, <= width, 3) uint8
+        plan = self.plan(rgb.shape[0], rgb.shape[1])
+        resized = _resize(rgb, plan)  # (<= height, <= width, 3) uint8
         if resized.shape[:2] == (self.height, self.width):
             return resized
-        fill = self.fill if self.resize == "longest" else 0
-        canvas = np.full((self.height, self.width, 3), fill, dtype=np.uint8)  # (height, width, 3) uint8
-        y, x = (self.height - resized.shape[0]) // 2, (self.width - resized.shape[1]) // 2
+        canvas = np.full((self.height, self.width, 3), self.canvas_fill, dtype=np.uint8)  # (height, width, 3) uint8
+        y, x = plan.place
         canvas[y : y + resized.shape[0], x : x + resized.shape[1]] = resized
         return canvas
+
+    def plan(self, h: int, w: int) -> Plan:
+        """What `apply` does with h x w pixels; raises as it does."""
+        size = self._resized_size(h, w)
+        if _work(h, w, size) > _MAX_WORK_PIXELS and not _enlarges(h, w, size) and (size[0] > h or size[1] > w):
+            raise ImageError(
+                f"cannot resize {w} x {h} pixels to {size[1]} x {size[0]}: the aspect ratio is too extreme; "
+                "crop the picture to the part that matters first"
+            )
+        top, left = _offset(size[0], self.height), _offset(size[1], self.width)
+        height, width = min(size[0], self.height), min(size[1], self.width)
+        return Plan(
+            size,
+            (max(top, 0), max(left, 0), height, width),
+            ((self.height - height) // 2, (self.width - width) // 2),
+            self._filter_name(),
+            _KNOWS_HEIGHT_FIRST and size[0] < h and h - size[0] > 2 * (w - size[1]),
+        )
+
+    @property
+    def canvas_fill(self) -> int:
+        """The level around a picture that is smaller than the model input."""
+        return self.fill if self.resize == "longest" else 0
 
     def _resized_size(self, h: int, w: int) -> tuple[int, int]:
         """Height and width after resizing, before crop or pad."""
@@ -111,29 +145,32 @@ class Preprocess:
         # A side that rounds to nothing keeps one pixel, where open_clip raises.
         return max(round(h * 1.0 / ratio), 1), max(round(w * 1.0 / ratio), 1)
 
-    def _filter_name(self) -> str:
+    def _filter_name(self) -> Literal["bicubic", "bilinear"]:
         # open_clip resizes to a target that is not square with its default filter, whatever the setting.
         is_default = self.resize == "shortest" and self.height != self.width
         return "bicubic" if is_default else self.interpolation
 
 
-def _resize(rgb: UInt8, size: tuple[int, int], window: tuple[int, int, int, int], interpolation: str) -> UInt8:
-    """The window (top, left, height, width) of ``rgb`` resized to ``size``."""
-    top, left, height, width = window
+def _resize(rgb: UInt8, plan: Plan) -> UInt8:
+    """The window of ``rgb`` resized."""
+    size, (top, left, height, width) = plan.size, plan.window
     h, w = rgb.shape[:2]
     if size == (h, w):
         return np.ascontiguousarray(rgb[top : top + height, left : left + width])
-    num_pixels = max(size[0], h) * size[1]
-    shrinks = size[0] <= h and size[1] <= w
-    if num_pixels > _MAX_RESIZED_PIXELS and size[0] >= h and size[1] >= w:
-        return resample_window(rgb, size, top, left, height, width, interpolation)
-    if num_pixels > _MAX_WORK_PIXELS and not shrinks:
-        raise ImageError(
-            f"cannot resize {w} x {h} pixels to {size[1]} x {size[0]}: the aspect ratio is too extreme; "
-            "crop the picture to the part that matters first"
-        )
-    resized = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), _FILTERS[interpolation]))  # (*size, 3) uint8
+    if _work(h, w, size) > _MAX_RESIZED_PIXELS and _enlarges(h, w, size):
+        return resample_window(rgb, size, top, left, height, width, plan.interpolation)
+    filter_ = _FILTERS[plan.interpolation]
+    resized = np.asarray(Image.fromarray(rgb).resize((size[1], size[0]), filter_))  # (*size, 3) uint8
     return np.ascontiguousarray(resized[top : top + height, left : left + width])
+
+
+def _work(h: int, w: int, size: tuple[int, int]) -> int:
+    """Pixels between the two passes, width first."""
+    return max(size[0], h) * size[1]
+
+
+def _enlarges(h: int, w: int, size: tuple[int, int]) -> bool:
+    return size[0] >= h and size[1] >= w
 
 
 def _offset(size: int, target: int) -> int:
