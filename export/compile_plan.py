@@ -70,35 +70,43 @@ def compile_plan(
     logger = logger_of(library)
     take_errors(logger)
     notes: list[str] = []
+    monitor = _make_monitor(library, progress)
+    builder = network = parser = config = cache = None
     try:
-        builder = library.Builder(logger)
+        builder = _make_builder(library, logger)
+        network = builder.create_network(_network_flags(library))
+        parser = library.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(graph)):
+            raise ExportError(f"TensorRT {library.__version__} cannot read the graph: {_parser_errors(parser, logger)}")
+        _check_network(library, network, signature)
+        config = builder.create_builder_config()
+        _configure(library, config, settings, monitor)
+        _add_profiles(builder, config, signature, settings.profiles)
+        cache = _attach_timing_cache(config, timing_cache, notes)
+        plan = builder.build_serialized_network(network, config)
+        if monitor.was_interrupted:
+            raise KeyboardInterrupt
+        if plan is None:
+            raise ExportError(
+                f"TensorRT {library.__version__} could not build the plan: {take_errors(logger) or 'no reason given'}. "
+                f"Try a smaller --max-batch, or a larger --workspace-mb (now {settings.workspace_bytes >> 20})"
+            )
+        if timing_cache is not None:
+            _save_timing_cache(cache, timing_cache, notes)
+        return plan, tuple(notes)
+    finally:
+        # The parser holds the weights; cache and monitor are only pointed at. All of them outlive the build, and go in
+        # this order, whatever a traceback holds.
+        cache = config = parser = network = builder = None
+
+
+def _make_builder(library: Any, logger: Any) -> Any:
+    try:
+        return library.Builder(logger)
     except TypeError as error:  # the bindings' word for a null pointer
         raise BackendUnavailableError(
             f"TensorRT {library.__version__} did not start: {take_errors(logger) or error}"
         ) from error
-    network = builder.create_network(_network_flags(library))
-    parser = library.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(graph)):
-        raise ExportError(f"TensorRT {library.__version__} cannot read the graph: {_parser_errors(parser, logger)}")
-    _check_network(library, network, signature)
-    config = builder.create_builder_config()
-    monitor = _make_monitor(library, progress)
-    _configure(library, config, settings, monitor)
-    _add_profiles(builder, config, signature, settings.profiles)
-    cache = _attach_timing_cache(config, timing_cache, notes)
-    # The parser holds the weights, cache and monitor are only pointed at: all of them outlive the build.
-    plan = builder.build_serialized_network(network, config)
-    if monitor.was_interrupted:
-        raise KeyboardInterrupt
-    if plan is None:
-        raise ExportError(
-            f"TensorRT {library.__version__} could not build the plan: {take_errors(logger) or 'it gives no reason'}. "
-            f"Try a smaller --max-batch, or a larger --workspace-mb (now {settings.workspace_bytes >> 20})"
-        )
-    if timing_cache is not None:
-        _save_timing_cache(cache, timing_cache, notes)
-    del cache, config, parser, network, builder
-    return plan, tuple(notes)
 
 
 def _network_flags(library: Any) -> int:

@@ -122,11 +122,10 @@ class PlanEngine:
 
     def _check_tensors(self) -> None:
         """Names, directions, types and shapes, and the profiles, as the manifest says."""
-        trt, engine, wanted = self._library, self._engine, self.signature
-        found = {
-            name: (engine.get_tensor_mode(name), engine.get_tensor_dtype(name), tuple(engine.get_tensor_shape(name)))
-            for name in (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
-        }
+        # No local name for the engine: the traceback of an error would keep it alive beyond its runtime.
+        trt, wanted = self._library, self.signature
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        found = {name: self._describe_tensor(name) for name in names}
         expected = {
             wanted.input: (trt.TensorIOMode.INPUT, trt.DataType.UINT8, (-1, *wanted.image_size, 3)),
             wanted.output: (trt.TensorIOMode.OUTPUT, trt.DataType.FLOAT, (-1, wanted.embed_dim)),
@@ -135,15 +134,19 @@ class PlanEngine:
             raise EncoderError(
                 f"{self.label}: expected the tensors {_describe(expected)}, got {_describe(found)}; build it again"
             )
-        if engine.num_optimization_profiles != len(self.plan.profiles):
+        count = self._engine.num_optimization_profiles
+        if count != len(self.plan.profiles):
             raise EncoderError(
-                f"{self.label}: expected {len(self.plan.profiles)} profiles, got {engine.num_optimization_profiles}; "
-                "build it again"
+                f"{self.label}: expected {len(self.plan.profiles)} profiles, got {count}; build it again"
             )
         for index, sizes in enumerate(self.plan.profiles):
-            shapes = [tuple(shape) for shape in engine.get_tensor_profile_shape(wanted.input, index)]
+            shapes = [tuple(shape) for shape in self._engine.get_tensor_profile_shape(wanted.input, index)]
             if [shape[0] for shape in shapes] != list(sizes):
                 raise EncoderError(f"{self.label}: expected batches {sizes} of profile {index}, got {shapes}")
+
+    def _describe_tensor(self, name: str) -> tuple[Any, Any, tuple[int, ...]]:
+        mode, kind = self._engine.get_tensor_mode(name), self._engine.get_tensor_dtype(name)
+        return mode, kind, tuple(self._engine.get_tensor_shape(name))
 
     def run(self, batch: UInt8, embed_dim: int) -> npt.NDArray[Any]:
         """(n, h, w, 3) uint8 -> (n, embed_dim) float32 on the host, as the plan gives it; at most `max_batch`."""
@@ -198,38 +201,45 @@ class PlanEngine:
             raise EncoderError(f"{self.label} is closed; load it again")
         bucket = bucket_for(count, self.buckets)
         if bucket not in self._lanes:
-            with self._context.driver.current():
-                lane = self._open_lane(bucket)
-            self._warm_up(lane)
-            self._lanes[bucket] = lane
+            lane = self._lanes[bucket] = self._new_lane(bucket)
+            try:
+                with self._context.driver.current():
+                    self._open_lane(lane)
+                self._warm_up(lane)
+            except BaseException:
+                lane.context = None  # before the engine: the traceback keeps the lane
+                del self._lanes[bucket]
+                raise
         return self._lanes[bucket]
 
-    def _open_lane(self, bucket: int) -> _Lane:
-        profiles = self.plan.profiles
-        profile = next(i for i, (low, _, high) in enumerate(profiles) if low <= bucket <= high)
-        trt, wanted, gpu = self._library, self.signature, self._context
+    def _new_lane(self, bucket: int) -> _Lane:
+        gpu, wanted = self._context, self.signature
         pixels = gpu.zeros((bucket, *wanted.image_size, 3), np.uint8)
         features = gpu.empty((bucket, wanted.embed_dim), np.float32)
-        context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if context is None:
+        staging = gpu.driver.pinned(pixels.shape, np.uint8)
+        staging[...] = 0
+        return _Lane(bucket, None, pixels, features, staging, gpu.driver.pinned(features.shape, np.float32))
+
+    def _open_lane(self, lane: _Lane) -> None:
+        """Make the execution context of a lane. The order is TensorRT's: profile, its memory, shapes, addresses."""
+        bucket, wanted = lane.bucket, self.signature
+        profile = next(i for i, (low, _, high) in enumerate(self.plan.profiles) if low <= bucket <= high)
+        strategy = self._library.ExecutionContextAllocationStrategy.USER_MANAGED
+        lane.context = self._engine.create_execution_context(strategy)
+        if lane.context is None:
             raise self._no_lane(bucket, "it gives no execution context; the GPU may have too little free memory")
         workspace = self._workspace(profile)
-        # The order is TensorRT's: profile, then memory of that profile, then shapes, then addresses.
-        if not context.set_optimization_profile_async(profile, gpu.stream.handle):
+        if not lane.context.set_optimization_profile_async(profile, self._context.stream.handle):
             raise self._no_lane(bucket, f"it refuses profile {profile}")
-        context.set_device_memory(workspace.address, workspace.nbytes)
-        if not context.set_input_shape(wanted.input, pixels.shape):
-            raise self._no_lane(bucket, f"it refuses the shape {pixels.shape}")
-        for name, array in ((wanted.input, pixels), (wanted.output, features)):
-            if not context.set_tensor_address(name, array.address):
+        lane.context.set_device_memory(workspace.address, workspace.nbytes)
+        if not lane.context.set_input_shape(wanted.input, lane.pixels.shape):
+            raise self._no_lane(bucket, f"it refuses the shape {lane.pixels.shape}")
+        for name, array in ((wanted.input, lane.pixels), (wanted.output, lane.features)):
+            if not lane.context.set_tensor_address(name, array.address):
                 raise self._no_lane(bucket, f"it refuses an address for {name!r}")
-        missing = context.infer_shapes()
-        if missing or tuple(context.get_tensor_shape(wanted.output)) != features.shape:
-            raise self._no_lane(bucket, f"its output is not of shape {features.shape}")
-        staging = gpu.driver.pinned(pixels.shape, np.uint8)
-        answer = gpu.driver.pinned(features.shape, np.float32)
-        staging[...] = 0
-        return _Lane(bucket, context, pixels, features, staging, answer)
+        missing = lane.context.infer_shapes()
+        if missing or tuple(lane.context.get_tensor_shape(wanted.output)) != lane.features.shape:
+            raise self._no_lane(bucket, f"its output is not of shape {lane.features.shape}")
 
     def _no_lane(self, bucket: int, why: str) -> EncoderError:
         said = take_errors(self._logger)
@@ -263,9 +273,10 @@ class PlanEngine:
         EncoderError
             It tells, and no layer computes in the plan's precision, or one in less than the plan's.
         """
-        inspector = self._engine.create_engine_inspector()
-        text = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
-        del inspector
+        with self._context.driver.current():
+            inspector = self._engine.create_engine_inspector()
+            text = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
+            del inspector
         counts = _count_types(text)
         lower = set(counts) - {"fp32"} if self.plan.precision == "fp32" else set()
         if counts and (self.plan.precision not in counts or lower):
