@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from kpl_engine.cuda.context import Context
 from kpl_engine.cuda.ops.teams import product_units, team_launch, team_size
 from kpl_engine.cuda.problems import ProblemTable
-from kpl_engine.solver.checks import check_positive
+from kpl_engine.errors import ConfigError
 
 __all__ = ["answer_workspace", "launch_answer"]
 
@@ -32,7 +34,8 @@ def launch_answer(context: Context, table: ProblemTable, tau: float) -> None:
     ConfigError
         A temperature that is not above 0.
     """
-    check_positive("tau", tau)
+    if not 0 < tau < math.inf:
+        raise ConfigError(f"tau: expected a temperature > 0, got {tau!r}")
     size = table.capacity
     units = product_units(size.n, size.d, size.c + 1)
     launch, team = team_launch(context, "answer", units, table.num_problems, _BLOCK, _SHARED_BYTES)

@@ -11,7 +11,6 @@ from kpl_engine.cuda.context import Context
 from kpl_engine.cuda.ops.teams import product_units, team_launch, team_size
 from kpl_engine.cuda.problems import ProblemTable
 from kpl_engine.errors import ConfigError
-from kpl_engine.solver.checks import check_between, check_count, check_positive
 
 __all__ = ["labels_workspace", "launch_labels"]
 
@@ -49,13 +48,7 @@ def launch_labels(
     ConfigError
         An option out of range, or more classes than the GPU's shared memory holds two numbers of.
     """
-    if method not in _METHODS:
-        raise ConfigError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
-    check_positive("tau_t", tau_t)
-    check_between("gamma", gamma, 0, 1)
-    is_plan = isinstance(iters, str)
-    if iters != "converged":
-        check_count("iters ('converged' or a count)", iters, 0)
+    _check_options(method, tau_t, gamma, iters)
     size = table.capacity
     shared = _REDUCE_BYTES + 8 * max(_STAGED, _BLOCK + 2 * size.c)
     units = product_units(size.n, size.d, size.c)
@@ -70,6 +63,15 @@ def launch_labels(
         np.int32(_METHODS[method]),
         np.float64(tau_t),
         np.float64(gamma),
-        np.int64(_CONVERGED if is_plan else min(int(iters), _MOST_ITERS)),
+        np.int64(_CONVERGED if isinstance(iters, str) else min(int(iters), _MOST_ITERS)),
         np.float64(math.inf if alpha is None else alpha),
     )
+
+
+def _check_options(method: LabelMethod, tau_t: float, gamma: float, iters: OtIters) -> None:
+    if method not in _METHODS:
+        raise ConfigError(f"method: expected one of {', '.join(map(repr, _METHODS))}, got {method!r}")
+    if not 0 < tau_t < math.inf or not 0 <= gamma <= 1:
+        raise ConfigError(f"labels: expected tau_t > 0 and gamma from 0 to 1, got tau_t = {tau_t}, gamma = {gamma}")
+    if iters != "converged" and (isinstance(iters, str) or iters < 0):
+        raise ConfigError(f"iters: expected 'converged' or a count >= 0, got {iters!r}")
