@@ -183,7 +183,9 @@ void touch(const char* address, std::uint8_t mask, bool is_write, const Stamp& n
   cell.has_many = false;
   cell.read = 0;
   // Bytes of one word that different threads write: the word remembers the last of them only.
-  cell.written = is_ordered(cell.write) ? static_cast<std::uint8_t>(cell.written | mask) : mask;
+  // Bytes of an earlier writer must not pass for this one's, or its neighbours in the word would seem to race with it.
+  const bool is_same_thread = cell.write.block == now.block && cell.write.thread == now.thread;
+  cell.written = is_same_thread ? static_cast<std::uint8_t>(cell.written | mask) : mask;
   cell.write = now;
 }
 

@@ -50,7 +50,7 @@ std::string failure;
 void (*kernel)(void**) = nullptr;
 void** arguments = nullptr;
 // Loops that wait for memory run for ever if nobody writes it: so many turns without any other progress are an error.
-constexpr unsigned long kMaxIdleTurns = 2'000'000;
+constexpr unsigned long kMaxIdleTurns = 500'000;
 unsigned long idle_turns = 0;
 
 void become(Fiber* fiber) {

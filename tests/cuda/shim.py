@@ -8,50 +8,30 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import re
-import subprocess
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from kpl_engine.cuda.base import DeviceInfo, Features, Launch
-from kpl_engine.errors import CudaError, CudaLaunchError, CudaMemoryError, CudaModuleError
+from kpl_engine.errors import CudaError, CudaMemoryError
 
-from . import shim_build
+from . import shim_build, shim_limits
+from .shim_objects import KernelFault, ShimAllocation, ShimEvent, ShimGraph, ShimKernel, ShimModule, ShimStream
 
 __all__ = ["KernelFault", "ShimDriver"]
 
 _ONE_AT_A_TIME = threading.RLock()  # the shim runs one launch in a process
-_TYPES = {"i": np.int32, "l": np.int64, "f": np.float32, "d": np.float64, "p": np.uint64}
-_THREADS_PER_SM = 2048
-_BLOCKS_PER_SM = 32
-_SHARED_PER_SM = 233472
-_SHARED_RESERVED = 1024  # of each block, by the system
 
 
-class KernelFault(AssertionError):
-    """A kernel did what it must not. No `KplError`: no fall-back of the engine may swallow it."""
+class _Request(ctypes.Structure):
+    """`kpl_shim::Request` of launch.cpp."""
 
-
-@dataclass(frozen=True)
-class _Request:
-    """`kpl_shim::Request` of launch.cpp, with what its pointers point to."""
-
-    invoke: int
-    args: Sequence[np.generic]
-    launch: Launch
-    is_checked: bool
-    seed: int
-
-
-class _RawRequest(ctypes.Structure):
     _fields_ = [
         ("invoke", ctypes.c_void_p),
         ("args", ctypes.c_void_p),
@@ -63,10 +43,6 @@ class _RawRequest(ctypes.Structure):
     ]
 
 
-class _Entry(ctypes.Structure):
-    _fields_ = [("types", ctypes.c_char_p), ("invoke", ctypes.c_void_p)]
-
-
 def _library() -> ctypes.CDLL:
     library = shim_build.runtime()
     library.kpl_shim_launch.restype = ctypes.c_char_p
@@ -76,80 +52,6 @@ def _library() -> ctypes.CDLL:
     library.kpl_shim_allocate.argtypes = [ctypes.c_uint64]
     library.kpl_shim_release.argtypes = [ctypes.c_uint64]
     return library
-
-
-class ShimAllocation:
-    """Device memory; poisoned, fenced in and never handed out twice."""
-
-    def __init__(self, driver: ShimDriver, address: int, nbytes: int) -> None:
-        self._driver = driver
-        self._address = address
-        self._nbytes = nbytes
-        self._is_live = True
-
-    @property
-    def address(self) -> int:
-        return self._address
-
-    @property
-    def nbytes(self) -> int:
-        return self._nbytes
-
-    def free(self) -> None:
-        if self._is_live:
-            self._is_live = False
-            self._driver.forget(self)
-
-    def __del__(self) -> None:
-        self.free()
-
-
-@dataclass(frozen=True)
-class ShimKernel:
-    name: str
-    source: str
-    types: str
-    invoke: int
-    max_threads: int
-
-
-class ShimModule:
-    def __init__(self, source: str, library: ctypes.CDLL) -> None:
-        self._source = source
-        self._library = library
-
-    def kernel(self, name: str) -> ShimKernel:
-        try:
-            entry = _Entry.in_dll(self._library, f"kpl_entry_{name}")
-        except ValueError:
-            raise CudaModuleError(
-                f"kernels/{self._source}.cu has no kernel {name!r}, or no KPL_EXPORT_KERNEL({name}) behind it"
-            ) from None
-        try:
-            max_threads = ctypes.c_int.in_dll(self._library, f"kpl_bound_{name}").value
-        except ValueError:
-            max_threads = 1024
-        return ShimKernel(name, self._source, entry.types.decode(), entry.invoke, max_threads)
-
-
-@dataclass(frozen=True)
-class ShimStream:
-    handle: int
-
-
-@dataclass
-class ShimEvent:
-    seconds: float | None = None
-
-
-@dataclass
-class ShimGraph:
-    driver: ShimDriver
-    work: list[Callable[[], None]]
-
-    def launch(self, stream: ShimStream) -> None:
-        for item in self.work:
-            self.driver.enqueue(item)
 
 
 @dataclass
@@ -265,19 +167,19 @@ class ShimDriver:
         source = array if self._is_pinned(array) else array.copy()
         if source is not array:
             self._refuse_while_recording("copy_in of memory that is not pinned")
-        self.enqueue(lambda: self._move(address, source.ctypes.data, source.nbytes))
+        self.enqueue(lambda: self._move(address, source.ctypes.data, source.nbytes, address))
 
     def copy_out(self, array: np.ndarray[Any, Any], address: int, stream: ShimStream) -> None:
         self._check_copy("copy_out", array)
         self._check_range("copy_out", address, array.nbytes)
         if not self._is_pinned(array):
             self._refuse_while_recording("copy_out to memory that is not pinned")
-        self.enqueue(lambda: self._move(array.ctypes.data, address, array.nbytes))
+        self.enqueue(lambda: self._move(array.ctypes.data, address, array.nbytes, address))
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: ShimStream) -> None:
         self._check_range("copy_on to", target, nbytes)
         self._check_range("copy_on from", source, nbytes)
-        self.enqueue(lambda: self._move(target, source, nbytes))
+        self.enqueue(lambda: self._move(target, source, nbytes, target, source))
 
     def fill(self, address: int, byte: int, nbytes: int, stream: ShimStream) -> None:
         self._check_range("fill", address, nbytes)
@@ -289,23 +191,16 @@ class ShimDriver:
         self.enqueue(work)
 
     def launch(self, kernel: ShimKernel, launch: Launch, args: Sequence[np.generic], stream: ShimStream) -> None:
-        self._check_launch(kernel, launch)
-        self._check_args(kernel, args)
-        request = _Request(kernel.invoke, list(args), launch, self.is_checked, self.seed)
-        self.enqueue(lambda: self._run(kernel, request))
+        shim_limits.check_launch(self._info, self._features, kernel, launch)
+        shim_limits.check_args(kernel, args)
+        values = [np.array(value) for value in args]
+        self.enqueue(lambda: self._run(kernel, launch, values))
 
     def blocks_per_multiprocessor(self, kernel: ShimKernel, block: int, shared_bytes: int) -> int:
-        if block > kernel.max_threads or shared_bytes > self._info.max_shared_bytes:
-            return 0
-        warps = -(-block // 32)
-        by_shared = _SHARED_PER_SM // (shared_bytes + _SHARED_RESERVED)
-        return min(_THREADS_PER_SM // (32 * warps), _BLOCKS_PER_SM, by_shared)
+        return shim_limits.blocks_per_multiprocessor(self._info, kernel, block, shared_bytes)
 
     def clusters_at_once(self, kernel: ShimKernel, launch: Launch) -> int:
-        if launch.cluster > self._features.max_cluster:
-            return 0
-        resident = self.blocks_per_multiprocessor(kernel, launch.block, launch.shared_bytes)
-        return resident * self._info.num_multiprocessors // launch.cluster
+        return shim_limits.clusters_at_once(self._info, self._features, kernel, launch)
 
     def new_event(self) -> ShimEvent:
         return ShimEvent()
@@ -362,37 +257,21 @@ class ShimDriver:
                     self._fault = self._fault or fault
                     self._queue.clear()
 
-    def _run(self, kernel: ShimKernel, request: _Request) -> None:
-        values = [np.array(value) for value in request.args]
+    def _run(self, kernel: ShimKernel, launch: Launch, values: Sequence[np.ndarray[Any, Any]]) -> None:
         pointers = (ctypes.c_void_p * max(len(values), 1))(*[value.ctypes.data for value in values])
-        shape = request.launch
-        raw = _RawRequest(
-            request.invoke,
-            ctypes.addressof(pointers),
-            shape.grid,
-            shape.block,
-            shape.shared_bytes,
-            shape.cluster,
-            shape.is_cooperative,
-            request.is_checked,
-            request.seed,
-        )
+        shape = launch.grid, launch.block, launch.shared_bytes, launch.cluster, launch.is_cooperative
+        request = _Request(kernel.invoke, ctypes.addressof(pointers), *shape, self.is_checked, self.seed)
         self.num_launches += 1
-        message = self._shim.kpl_shim_launch(ctypes.byref(raw))
+        message = self._shim.kpl_shim_launch(ctypes.byref(request))
         if message is not None:
-            library = shim_build.library(kernel.source, request.is_checked)
-            text = _with_lines(message.decode(errors="replace"), str(library))
-            raise KernelFault(f"{kernel.name} (grid {shape.grid}, block {shape.block}, seed {request.seed}): {text}")
+            library = shim_build.library(kernel.source, self.is_checked)
+            text = shim_build.with_lines(message.decode(errors="replace"), str(library))
+            raise KernelFault(f"{kernel.name} ({launch}, seed {self.seed}): {text}")
 
-    def _move(self, target: int, source: int, nbytes: int) -> None:
-        for address in (target, source):
-            if self._is_device(address):
-                self._check_range("copy", address, nbytes)
+    def _move(self, target: int, source: int, nbytes: int, *on_device: int) -> None:
+        for address in on_device:  # still there, now that the copy runs
+            self._check_range("copy", address, nbytes)
         ctypes.memmove(target, source, nbytes)
-
-    def _is_device(self, address: int) -> bool:
-        text = self._shim.kpl_shim_describe(address)
-        return b"no device memory" not in text
 
     def _check_copy(self, what: str, array: np.ndarray[Any, Any]) -> None:
         if not array.flags.c_contiguous:
@@ -405,47 +284,6 @@ class ShimDriver:
         text = self._shim.kpl_shim_describe(address).decode()
         raise CudaError(f"{what}: {nbytes} bytes at {address:#x} are not within one live allocation: {text}")
 
-    def _check_launch(self, kernel: ShimKernel, launch: Launch) -> None:
-        limit = kernel.max_threads
-        if not 1 <= launch.block <= limit:
-            raise CudaLaunchError(f"{kernel.name}: expected 1 to {limit} threads a block, got {launch.block}")
-        if not 1 <= launch.grid < 2**31:
-            raise CudaLaunchError(f"{kernel.name}: expected 1 to 2147483647 blocks, got {launch.grid}")
-        if not 0 <= launch.shared_bytes <= self._info.max_shared_bytes:
-            raise CudaLaunchError(
-                f"{kernel.name}: expected 0 to {self._info.max_shared_bytes} bytes of shared memory, "
-                f"got {launch.shared_bytes}"
-            )
-        if not 1 <= launch.cluster <= self._features.max_cluster or launch.grid % launch.cluster != 0:
-            raise CudaLaunchError(
-                f"{kernel.name}: expected clusters of 1 to {self._features.max_cluster} blocks that divide the grid, "
-                f"got {launch.cluster} of {launch.grid}"
-            )
-        if launch.cluster > 1 and self.clusters_at_once(kernel, launch) == 0:
-            raise CudaLaunchError(f"{kernel.name}: no cluster of {launch} fits {self._info.num_multiprocessors} SMs")
-        if launch.is_cooperative:
-            self._check_cooperative(kernel, launch)
-
-    def _check_cooperative(self, kernel: ShimKernel, launch: Launch) -> None:
-        if not self._features.has_cooperative:
-            raise CudaError("this driver has no cooperative launches; ask features.has_cooperative first")
-        each = self.blocks_per_multiprocessor(kernel, launch.block, launch.shared_bytes)
-        at_once = each * self._info.num_multiprocessors
-        if launch.grid > at_once:
-            raise CudaLaunchError(
-                f"{kernel.name}: a cooperative launch must be resident at once: {at_once} blocks of this shape fit, "
-                f"got {launch.grid}"
-            )
-
-    def _check_args(self, kernel: ShimKernel, args: Sequence[np.generic]) -> None:
-        if len(args) != len(kernel.types):
-            raise CudaLaunchError(f"{kernel.name}: expected {len(kernel.types)} arguments, got {len(args)}")
-        for place, (code, value) in enumerate(zip(kernel.types, args, strict=True)):
-            if type(value) is not _TYPES[code] and np.dtype(type(value)) != np.dtype(_TYPES[code]):
-                raise CudaLaunchError(
-                    f"{kernel.name}: argument {place}: expected {_TYPES[code].__name__}, got {type(value).__name__}"
-                )
-
     def _refuse_while_recording(self, what: str) -> None:
         if self._recording is not None:
             raise CudaError(f"{what} cannot be captured")
@@ -453,21 +291,3 @@ class ShimDriver:
     def _is_pinned(self, array: np.ndarray[Any, Any]) -> bool:
         start = array.ctypes.data
         return any(low <= start and start + array.nbytes <= high for low, high in self._memory.pinned)
-
-
-def _with_lines(message: str, library: str) -> str:
-    """Places in the code, ``[pc 1234]`` in ``message``, as file and line."""
-
-    def place(match: re.Match[str]) -> str:
-        address = int(match.group(1))
-        for line in Path("/proc/self/maps").read_text().splitlines():
-            low, _, rest = line.partition("-")
-            high = rest.split()[0]
-            if library in line and int(low, 16) <= address < int(high, 16):
-                offset = int(rest.split()[2], 16)
-                command = ["addr2line", "-i", "-s", "-e", library, hex(address - int(low, 16) + offset)]
-                found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
-                return "at " + " in ".join(filter(None, found))
-        return ""
-
-    return re.sub(r"\[pc (\d+)\]", place, message)

@@ -163,3 +163,21 @@ def _drop_old(name: str, keep: Path) -> None:
     for path in builds[8:]:
         if path != keep:
             path.unlink(missing_ok=True)
+
+
+def with_lines(message: str, library: str) -> str:
+    """Places in the code, ``[pc 1234]`` in ``message``, as file and line."""
+
+    def place(match: re.Match[str]) -> str:
+        address = int(match.group(1))
+        for line in Path("/proc/self/maps").read_text().splitlines():
+            low, _, rest = line.partition("-")
+            high = rest.split()[0]
+            if library in line and int(low, 16) <= address < int(high, 16):
+                offset = int(rest.split()[2], 16)
+                command = ["addr2line", "-i", "-s", "-e", library, hex(address - int(low, 16) + offset)]
+                found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")
+                return "at " + " in ".join(filter(None, found))
+        return ""
+
+    return re.sub(r"\[pc (\d+)\]", place, message)
