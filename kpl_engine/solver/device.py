@@ -19,12 +19,21 @@ from kpl_engine.solver.base import Notice, Solution, TextProxies
 from kpl_engine.solver.device_plan import DevicePlan, Work, bucket_of
 from kpl_engine.solver.run_notices import OVERFLOW, closed_form_fails, froze, not_converged, schedule_used
 
-__all__ = ["DeviceAnswer", "DeviceSolver"]
+__all__ = ["DeviceAnswer", "DeviceItem", "DeviceSolver"]
 
 _MAX_PLANS = 16  # kept for one GPU; a graph is a few hundred kilobytes, its tables what the sizes say
-_MAX_BASES = 64  # knowledge bases whose descriptions stay on the GPU
+_MAX_BASES = 1024  # knowledge bases whose descriptions stay on the GPU
 _CLOSED_FORM = 3
 _FORMS: dict[int, Literal["dual", "primal", "closed_form"]] = {1: "dual", 2: "primal", _CLOSED_FORM: "closed_form"}
+
+
+@dataclass(frozen=True)
+class DeviceItem:
+    """One problem: features (n, d), on the host or on this GPU, a knowledge base, and class shares (c,) or None."""
+
+    features: Float32 | DeviceArray
+    base: KnowledgeBase
+    prior: Float64 | None
 
 
 @dataclass(frozen=True)
@@ -58,41 +67,52 @@ class DeviceSolver:
             (result,) = plan.run(float(P.sum()), num_hardened)
             return self._solution(plan, 0, result, work)
 
-    def answer(self, X: Float32 | DeviceArray, base: KnowledgeBase, work: Work) -> DeviceAnswer:
-        """Text proxies, labels and proxies for features (n, d), on the host or on this GPU."""
-        return self.answer_many([X], base, work)[0]
+    def answer(self, item: DeviceItem, work: Work) -> DeviceAnswer:
+        """Text proxies, labels and proxies of one problem; `SolverError` where they cannot be had."""
+        (found,) = self.answer_many([item], work)
+        if isinstance(found, SolverError):
+            raise found
+        return found
 
-    def answer_many(
-        self, features: Sequence[Float32 | DeviceArray], base: KnowledgeBase, work: Work
-    ) -> list[DeviceAnswer]:
-        """`answer` for independent sets of images, side by side in one launch."""
-        sizes = [X.shape[0] for X in features]
-        (M, d), c = base.embeddings.shape, len(base.classes)
-        most = max(np.diff(base.offsets))
-        k = min(work.k or 1, int(most))
-        on_device = all(isinstance(X, DeviceArray) for X in features)
+    def answer_many(self, items: Sequence[DeviceItem], work: Work) -> list[DeviceAnswer | SolverError]:
+        """`answer` for problems of one width d and one number of classes, side by side in one launch."""
         with self.context.turn:
-            size = Capacity(bucket_of(max(sizes)), d, c, M, k)
-            plan = self._plan(work, size, ("E", "first", *(["X"] if on_device else [])), len(features))
-            table = plan.table
-            table.set_sizes(n=sizes)
-            for name, array in zip(("E", "first"), self._on_device(base), strict=True):
-                table.bind(name, array)
-            table.set_prior(None if work.labels is None else work.labels.prior)
-            for place, X in enumerate(features):
-                if isinstance(X, DeviceArray):
-                    table.bind("X", X, place)
-                else:
-                    table.write("X", np.ascontiguousarray(X), place)
-            results = plan.run()
+            plan = self._plan_for(items, work)
+            for place, item in enumerate(items):
+                self._fill(plan, place, item)
             return [
-                DeviceAnswer(
-                    _text_proxies(result, base),
-                    self.context.download(table.view("S", place)),
-                    self._solution(plan, place, result, work),
-                )
-                for place, result in enumerate(results)
+                self._answer(plan, place, result, work, items[place].base) for place, result in enumerate(plan.run())
             ]
+
+    def _plan_for(self, items: Sequence[DeviceItem], work: Work) -> DevicePlan:
+        """The plan of these sizes, which it also sets."""
+        sizes = [item.features.shape[0] for item in items]
+        counts = [len(item.base.embeddings) for item in items]
+        kept = [min(work.k or 1, int(np.diff(item.base.offsets).max())) for item in items]
+        first = items[0]
+        size = Capacity(bucket_of(max(sizes)), first.features.shape[1], len(first.base.classes), max(counts), max(kept))
+        on_device = all(isinstance(item.features, DeviceArray) for item in items)
+        plan = self._plan(work, size, ("E", "first", *(["X"] if on_device else [])), len(items))
+        plan.table.set_sizes(n=sizes, M=counts, k=kept)
+        return plan
+
+    def _fill(self, plan: DevicePlan, place: int, item: DeviceItem) -> None:
+        for name, array in zip(("E", "first"), self._on_device(item.base), strict=True):
+            plan.table.bind(name, array, place)
+        plan.table.set_prior(item.prior, place)
+        if isinstance(item.features, DeviceArray):
+            plan.table.bind("X", item.features, place)
+        else:
+            plan.table.write("X", np.ascontiguousarray(item.features), place)
+
+    def _answer(
+        self, plan: DevicePlan, place: int, result: Result, work: Work, base: KnowledgeBase
+    ) -> DeviceAnswer | SolverError:
+        try:
+            solution = self._solution(plan, place, result, work)
+        except SolverError as error:
+            return error
+        return DeviceAnswer(_text_proxies(result, base), self.context.download(plan.table.view("S", place)), solution)
 
     def close(self) -> None:
         """Free what is kept on the GPU; the context stays open. Calling it twice is harmless."""

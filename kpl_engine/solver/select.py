@@ -111,7 +111,7 @@ def solve_on(
     except CudaError as error:
         if not falls_back:
             raise
-        reason = Notice("solver_on_cpu", f"the GPU failed, so the CPU answered: {error!s:.300}")
+        reason = _gpu_failed(error)
     return _with_notices(_answer(num_threads, None, prepare(problem)), reason)
 
 
@@ -120,7 +120,7 @@ def _with_notices(answer: Answer, *notices: Notice | None) -> Answer:
     return dataclasses.replace(answer, warnings=(*said, *answer.warnings)) if said else answer
 
 
-def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> list[Answer]:
+def solve_many(problems: Sequence[Problem], num_threads: int | None = None, device: str = "cpu") -> list[Answer]:
     """`solve` for independent problems, spread over threads: for a server with several knowledge bases.
 
     Problems whose method runs the published schedule (``proxy``, ``inmap``, or a ``config.solver``
@@ -133,11 +133,14 @@ def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> l
         All are checked before any is answered.
     num_threads : int, optional
         At most; by default one a core.
+    device : {"cpu", "auto", "cuda", "cuda:N"}
+        As in `solve`. On a GPU problems with the same options and of like sizes share one launch.
 
     Returns
     -------
     list of Answer
-        In the order of ``problems``; each is what `solve` gives on one thread, bit for bit.
+        In the order of ``problems``; each is what `solve` gives on one thread of a CPU, bit for bit, and on a GPU
+        up to rounding.
 
     Raises
     ------
@@ -147,6 +150,8 @@ def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> l
     threads = cpu.resolve_threads(num_threads)
     if isinstance(problems, Problem) or not isinstance(problems, Sequence):
         raise ConfigError(f"problems: expected a list of Problem(...), got {type(problems).__name__}")
+    if device != "cpu":
+        return _solve_many_on(problems, threads, device)
     prepared = [_at(place, prepare, problem) for place, problem in enumerate(problems)]
     scheduled = {place: each for place, each in enumerate(prepared) if each.runs_schedule}
     tasks = [_at(place, attrgetter("task"), each) for place, each in scheduled.items()]
@@ -159,6 +164,32 @@ def solve_many(problems: Sequence[Problem], num_threads: int | None = None) -> l
             for place, each in enumerate(prepared)
         ]
         return [each.result() for each in waiting]
+
+
+def _solve_many_on(problems: Sequence[Problem], num_threads: int, device: str) -> list[Answer]:
+    """`solve_many` on a GPU, and on the CPU what that does not compute."""
+    from kpl_engine.solver.device_stages import answer_many_on_device, cpu_notice, runs_on_device
+    from kpl_engine.solver.devices import choose_device
+
+    solver, reason = choose_device(device)
+    answers: list[Answer | None] = [None] * len(problems)
+    if solver is not None:
+        try:
+            answers = answer_many_on_device(problems, solver)
+        except CudaError as error:
+            if device != "auto":
+                raise
+            reason = _gpu_failed(error)
+    places = [place for place, answer in enumerate(answers) if answer is None]
+    rest = solve_many([problems[place] for place in places], num_threads) if places else []
+    for place, answer in zip(places, rest, strict=True):
+        unfit = None if solver is None or runs_on_device(problems[place]) else cpu_notice(problems[place])
+        answers[place] = _with_notices(answer, reason or unfit)
+    return [answer for answer in answers if answer is not None]
+
+
+def _gpu_failed(error: CudaError) -> Notice:
+    return Notice("solver_on_cpu", f"the GPU failed, so the CPU answered: {error!s:.300}")
 
 
 def _answer(num_threads: int | None, run: ScheduleRun | None, prepared: Prepared) -> Answer:

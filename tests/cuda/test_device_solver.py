@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from kpl_engine import learn_proxies
 from kpl_engine.config import MethodConfig
-from kpl_engine.errors import SolverError
+from kpl_engine.errors import CudaMemoryError, ShapeError, SolverError
 from kpl_engine.solver.device import DeviceSolver
 from kpl_engine.solver.devices import using_device
-from kpl_engine.solver.select import solve
+from kpl_engine.solver.select import Problem, solve, solve_many
 
 SIZES = [(12, 5, 2), (64, 96, 3), (33, 40, 5)]
 
@@ -131,3 +133,63 @@ def test_what_the_gpu_does_not_compute_is_said(device, rng):
     np.testing.assert_array_equal(stream.logits, solve(X, texts, "kpl_stream").logits)
     assert few.method_used == "zeroshot"
     assert not device._plans
+
+
+def test_many_problems_share_a_launch(device, rng):
+    sizes = [(24, 16, 3), (17, 16, 3), (40, 16, 3), (24, 12, 2), (4, 16, 3)]
+    config = MethodConfig(proxy_iters=20, min_batch=5)
+    problems = [Problem(*make_problem(rng, *size), "inmap", config) for size in sizes]
+    problems[1] = dataclasses.replace(problems[1], prior=[0.5, 0.3, 0.2])
+    problems.append(Problem(problems[0].features, problems[0].knowledge, "onzeta", config))
+    with using_device(device):
+        before = device.context.driver.num_launches if hasattr(device.context.driver, "num_launches") else None
+        found = solve_many(problems, device="cuda")
+    if before is not None:  # text proxies, labels, K, steps and answer of three groups: (24, 17), (40), (24, 12)
+        assert device.context.driver.num_launches - before <= 15
+    for problem, answer in zip(problems, found, strict=True):
+        expected = solve(problem.features, problem.knowledge, problem.method, config, problem.prior)
+        tolerance = 1e-6 * np.abs(expected.logits).max()
+        np.testing.assert_allclose(answer.logits, expected.logits, atol=tolerance, rtol=0)
+        assert answer.method_used == expected.method_used
+    assert found[5].warnings[0].code == "solver_on_cpu"
+
+
+def test_many_problems_name_the_bad_one(device, rng):
+    good = Problem(*make_problem(rng, 24, 16, 3), "inmap", MethodConfig(proxy_iters=5))
+    bad = dataclasses.replace(good, features=np.full((24, 16), np.nan, np.float32))
+    with using_device(device), pytest.raises(ShapeError, match="problem 1: features"):
+        solve_many([good, bad], device="cuda")
+
+
+@pytest.mark.parametrize("device_name", ["auto", "cuda"])
+def test_a_gpu_without_memory_falls_back_only_for_auto(open_context, rng, device_name):
+    X, texts = make_problem(rng, 24, 16, 3)
+    with using_device(DeviceSolver(open_context(max_bytes=20_000))):
+        if device_name == "cuda":
+            with pytest.raises(CudaMemoryError):
+                solve(X, texts, "inmap", device=device_name)
+            return
+        found = solve(X, texts, "inmap", device=device_name)
+    assert found.warnings[0].code == "solver_on_cpu"
+    assert "memory" in found.warnings[0].message
+    np.testing.assert_array_equal(found.logits, solve(X, texts, "inmap").logits)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"has_graphs": False},
+        {"has_cooperative": False, "max_cluster": 1, "has_graphs": False},  # as pycuda
+        {"compute_capability": (7, 5), "max_cluster": 1, "max_shared_bytes": 65536},
+    ],
+)
+@pytest.mark.parametrize("method", ["inmap", "kpl"])
+def test_adapters_and_gpus_that_can_do_less_answer_alike(open_context, rng, options, method):
+    X, texts = make_problem(rng, 160, 24, 3)
+    config = MethodConfig(proxy_iters=8)
+    expected = solve(X, texts, method, config)
+    with using_device(DeviceSolver(open_context(**options))):
+        for _ in range(2):
+            found = solve(X, texts, method, config, device="cuda")
+            tolerance = 1e-6 * np.abs(expected.logits).max()
+            np.testing.assert_allclose(found.logits, expected.logits, atol=tolerance, rtol=0)
