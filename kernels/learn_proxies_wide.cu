@@ -18,30 +18,25 @@ namespace {
 __device__ __forceinline__ void solve_wide(const kpl::Problem& problem, unsigned* counter, int splits, double lr,
                                            double tau_i, double movement, long long iters) {
     using namespace kpl;
-    const long long n = problem.n, c = problem.c, d = problem.d;
-    double* parts = problem.workspace + n * c;
-    const WideTeam team = {problem, counter, n, c, d, splits, problem.workspace, parts, parts + splits * c * d,
-                           dynamic_shared() + sizeof(WideShared)};
+    double* parts = problem.workspace + problem.n * problem.c;
+    const WideTeam team = open_team(problem, counter, splits, problem.workspace, parts);
     start_wide(team, lr, tau_i, movement);
-    WideShared& shared = wide_shared();
     bool is_settled = false;
-    while (shared.done < iters) {
+    while (wide_shared().done < iters) {
         make_logits(team);
         grid_barrier(counter, gridDim.x);
         make_residuals(team, 1.0 / tau_i);
         grid_barrier(counter, gridDim.x);
         make_parts(team);
         grid_barrier(counter, gridDim.x);
-        if (take_wide_step(team, iters, is_settled)) break;
+        if (take_wide_step(team, iters, is_settled, [] {})) break;
     }
-    join_equal_classes(problem, blockIdx.x * kWarps + threadIdx.x / KPL_WARP, static_cast<long long>(gridDim.x) * kWarps);
-    if (blockIdx.x == 0 && threadIdx.x == 0) write_wide_record(shared, *problem.record, is_settled);
-    __syncthreads();
+    end_wide(team, is_settled);
 }
 
 }  // namespace
 
-extern "C" __global__ void __launch_bounds__(256, 2)
+extern "C" __global__ void __launch_bounds__(256, 1)
     learn_proxies_wide(const kpl::Problem* problems, int num_problems, unsigned* counter, int splits, double lr,
                        double tau_i, double movement, long long iters, int only_if_fault) {
     for (int i = 0; i < num_problems; ++i)

@@ -36,6 +36,12 @@ __device__ __forceinline__ WideShared& wide_shared() { return *reinterpret_cast<
 
 __device__ __forceinline__ long long ceil_divide(long long a, long long b) { return (a + b - 1) / b; }
 
+__device__ __forceinline__ WideTeam open_team(const Problem& problem, unsigned* counter, int splits, double* Z,
+                                              double* parts) {
+    return {problem, counter, problem.n, problem.c, problem.d, splits, Z, parts,
+            parts + splits * problem.c * problem.d, dynamic_shared() + sizeof(WideShared)};
+}
+
 /// Leaves a number of the block where all blocks find it after a barrier of the grid.
 __device__ __forceinline__ void leave_scalar(const WideTeam& team, int which, double value) {
     WideShared& shared = wide_shared();
@@ -204,8 +210,11 @@ __device__ __forceinline__ void start_wide(const WideTeam& team, double lr, doub
     grid_barrier(team.counter, gridDim.x);
 }
 
-/// One step from parts of G that are complete. Whether it is the last: W came to rest, or the rest does not matter.
-__device__ __forceinline__ bool take_wide_step(const WideTeam& team, long long iters, bool& is_settled) {
+/// One step from parts of G that are complete; `after_move()` once this warp's classes are written. Whether it is the
+/// last: W came to rest, or the rest does not matter.
+template <typename AfterMove>
+__device__ __forceinline__ bool take_wide_step(const WideTeam& team, long long iters, bool& is_settled,
+                                               AfterMove after_move) {
     WideShared& shared = wide_shared();
     leave_scalar(team, 0, add_parts(team));
     grid_barrier(team.counter, gridDim.x);
@@ -219,6 +228,7 @@ __device__ __forceinline__ bool take_wide_step(const WideTeam& team, long long i
     if (shared.is_stuck) return true;
     // Another place than the squares: a slower block may still read those.
     leave_scalar(team, 1, move_classes(team, shared.eta) ? 1.0 : 0.0);
+    after_move();
     grid_barrier(team.counter, gridDim.x);
     is_settled = grid_total(team, 1) == 0.0;
     return is_settled;
@@ -229,6 +239,14 @@ __device__ __forceinline__ void write_wide_record(const WideShared& shared, Reco
     record.converged = is_settled || (shared.done > 0 && is_flat(shared.step));
     record.frozen = shared.is_stuck;
     record.gradient_norm = sqrt(shared.step.square), record.mass = shared.mass, record.lr = shared.step.lr;
+}
+
+/// After the last step.
+__device__ __forceinline__ void end_wide(const WideTeam& team, bool is_settled) {
+    join_equal_classes(team.problem, blockIdx.x * kWarps + threadIdx.x / KPL_WARP,
+                       static_cast<long long>(gridDim.x) * kWarps);
+    if (blockIdx.x == 0 && threadIdx.x == 0) write_wide_record(wide_shared(), *team.problem.record, is_settled);
+    __syncthreads();
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 // mma.sync.m8n8k4 where there is one.
 //
 // A block of 256 threads makes a tile of 128 by 64 results, each of its 8 warps 32 by 32 (4 by 4 fragments, 64 registers
-// of sums). The depth goes by 16; the next chunk is copied (cp.async) while one is multiplied. Strides in shared memory
+// of sums). The depth goes by 32; the next chunk is copied (cp.async) while one is multiplied. Strides in shared memory
 // are such that no two lanes of a fragment load meet in a bank.
 #pragma once
 
@@ -11,7 +11,7 @@
 namespace kpl {
 namespace {
 
-constexpr int kThreads = 256, kTileM = 128, kTileN = 64, kDepth = 16;
+constexpr int kThreads = 256, kTileM = 128, kTileN = 64, kDepth = 32;
 constexpr int kFragments = 4;  // of a warp each way
 
 /// Copies ROWS x COLUMNS of a row-major array into shared memory; what lies outside is zero. 16 bytes at a time where
@@ -21,12 +21,14 @@ __device__ __forceinline__ void fetch_block(T* to, const T* from, long long ld, 
     constexpr int V = 16 / sizeof(T);
     static_assert(COLUMNS % V == 0 && STRIDE % V == 0, "whole vectors");
     const bool is_aligned = ld % V == 0 && reinterpret_cast<unsigned long long>(from) % 16 == 0;
+#pragma unroll 1
     for (int i = threadIdx.x; i < ROWS * COLUMNS / V; i += kThreads) {
         const int r = i / (COLUMNS / V), k = i % (COLUMNS / V) * V;
         T* slot = to + r * STRIDE + k;
         if (is_aligned && r < rows && k + V <= columns)
             copy_async_16(slot, from + r * ld + k);
         else
+#pragma unroll 1
             for (int e = 0; e < V; ++e) slot[e] = r < rows && k + e < columns ? load_fresh(from + r * ld + k + e) : T(0);
     }
 }

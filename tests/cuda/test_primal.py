@@ -42,9 +42,9 @@ def open_table(context, problems, plan):
     return table
 
 
-def solve(context, problems, num_blocks=None, options=(10.0, 40, 0.04), movement=0.0):
+def solve(context, problems, num_blocks=None, is_split_allowed=False, options=(10.0, 40, 0.04), movement=0.0):
     """[(W (d, c), record)] of several problems in one launch."""
-    plan = choose_primal(context, capacity_of(problems), num_blocks=num_blocks)
+    plan = choose_primal(context, capacity_of(problems), is_split_allowed, num_blocks)
     table = open_table(context, problems, plan)
     launch_primal(context, table, plan, *options, movement)
     found = [context.download(table.view("W", i)).T for i in range(len(problems))]

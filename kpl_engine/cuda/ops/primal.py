@@ -36,7 +36,7 @@ def choose_primal(
         Of the grid; by default as many as are resident at once. Another number rounds differently.
     """
     if capacity.c - 1 > max(_ROWS) or capacity.d > _MAX_D:
-        return choose_wide(context, capacity, num_blocks)
+        return choose_wide(context, capacity, is_split_allowed, num_blocks)
     columns = next(count for count in _ROWS if count >= capacity.c - 1)
     rows, block = _ROWS[columns], 32 * math.ceil(capacity.d / (32 * _OWN))
     kernel = context.kernel("learn_proxies_primal", f"learn_proxies_primal_{columns}")
@@ -44,7 +44,7 @@ def choose_primal(
     fixed = 96 + 72 * columns * rows + 64 * (columns + 4) + 8 * _OWN * block * capacity.c + _SLOTS * tile_bytes
     driver, most = context.driver, context.driver.info.max_shared_bytes
     if fixed > most:
-        return choose_wide(context, capacity, num_blocks)
+        return choose_wide(context, capacity, is_split_allowed, num_blocks)
     per_sm = 1
     for count in range(2, _BLOCKS_PER_SM + 1):
         share = _share(most, count)
