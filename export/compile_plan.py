@@ -12,7 +12,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,11 +209,12 @@ def _attach_timing_cache(config: Any, path: Path | None, notes: list[str]) -> An
     """The timings kept before; a file that cannot be used is said and begun again."""
     content = b""
     if path is not None:
-        with suppress(FileNotFoundError):
-            try:
-                content = path.read_bytes()
-            except PermissionError as error:
-                notes.append(f"timing cache {path}: {error.strerror}; not used")
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            notes.append(f"timing cache {path}: {error.strerror}; not used")
     cache = config.create_timing_cache(content)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         notes.append(f"timing cache {path}: not of this GPU and TensorRT, or damaged; begun again")

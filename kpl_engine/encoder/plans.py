@@ -20,6 +20,7 @@ import numpy as np
 from kpl_engine.arrays import Float32
 from kpl_engine.cuda.base import DeviceInfo
 from kpl_engine.errors import BackendUnavailableError, ConfigError, EncoderError
+from kpl_engine.strict_json import thaw
 
 __all__ = [
     "GATES",
@@ -154,9 +155,8 @@ class Plan:
 
     def to_manifest(self) -> dict[str, Any]:
         """The opposite of `from_manifest`."""
-        fields = asdict(self)
-        del fields["name"]
-        return fields
+        fields = {key: value for key, value in vars(self).items() if key != "name"}
+        return {**fields, "machine": asdict(self.machine), "parity": thaw(self.parity)}
 
     def refusal(self, machine: Machine, graph: str) -> str:
         """Why it cannot be used here; empty when it can be tried."""

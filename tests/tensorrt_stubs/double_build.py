@@ -231,7 +231,7 @@ class Builder(Strict):
     def _serialize(self, network, config):
         info = self._state.driver.info
         flags = sorted(flag.name for flag in config._flags)
-        types = {1: "FP32", 10: "Half", 16: "BFloat16", 3: "Int8"}
+        types = {1: "FP32", 10: "Half", 16: "BFloat16", 3: "Int8", 17: "FP8"}
         seen = {types.get(tensor.data_type) for tensor in network._model.graph.initializer} - {None}
         header = {
             "version": self._state.version,

@@ -75,7 +75,7 @@ class ICudaEngine(Strict):
             options.intra_op_num_threads = 1
             level = onnxruntime.GraphOptimizationLevel
             options.graph_optimization_level = (
-                level.ORT_DISABLE_ALL if "Int8" in header["types"] else level.ORT_ENABLE_EXTENDED
+                level.ORT_DISABLE_ALL if {"Int8", "FP8"}.intersection(header["types"]) else level.ORT_ENABLE_EXTENDED
             )
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
