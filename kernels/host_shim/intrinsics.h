@@ -64,8 +64,9 @@ static inline float __double2float_rn(double x) { return static_cast<float>(x); 
 #define __logf logf
 static inline float __fdividef(float a, float b) { return a / b; }
 static inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
-static inline double rsqrt(double x) { return 1.0 / sqrt(x); }
-static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+// Newer glibc has these two.
+#define rsqrt(x) (1.0 / sqrt(x))
+#define rsqrtf(x) (1.0f / sqrtf(x))
 
 #define KPL_SHIM_MIN_MAX(type)                                        \
   static inline type min(type a, type b) { return b < a ? b : a; }    \
