@@ -27,11 +27,19 @@ class Guard:
         What the adapter's library raises.
     number_of : callable
         From such an exception to the driver's status, 0 when it holds none.
+    on_loss : callable
+        Called once, when the context is lost.
     """
 
-    def __init__(self, errors: tuple[type[BaseException], ...], number_of: Callable[[BaseException], int]) -> None:
+    def __init__(
+        self,
+        errors: tuple[type[BaseException], ...],
+        number_of: Callable[[BaseException], int],
+        on_loss: Callable[[], None] = lambda: None,
+    ) -> None:
         self._errors = errors
         self._number_of = number_of
+        self._on_loss = on_loss
         self._lost: KplError | None = None
         self.is_closed = False
 
@@ -63,8 +71,9 @@ class Guard:
         return failure(code, action, log) if code else CudaError(f"cannot {action}: {error}")
 
     def _remember(self, error: KplError) -> None:
-        if isinstance(error, CudaStickyError):
+        if isinstance(error, CudaStickyError) and self._lost is None:
             self._lost = error
+            self._on_loss()
 
 
 def check_array(array: npt.NDArray[Any], action: str) -> None:

@@ -7,6 +7,7 @@ graphs, no cooperative launches and no clusters: `Features` says so.
 from __future__ import annotations
 
 import atexit
+import ctypes
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -60,8 +61,9 @@ class PycudaDriver:
         self._cu = library
         self._images = images
         self.name = name
-        self._guard = Guard((library.Error,), number_of)
+        self._guard = Guard((library.Error,), number_of, self._keep_for_ever)
         self._memory: weakref.WeakSet[DeviceMemory] = weakref.WeakSet()
+        self._inner: weakref.WeakSet[Any] = weakref.WeakSet()
         with self._guard(f"open cuda:{ordinal}"):
             device = library.Device(ordinal)
             current = library.Context.get_current()
@@ -87,7 +89,7 @@ class PycudaDriver:
             code = image.code + b"\0" if image.kind == "ptx" else image.code  # the driver reads PTX as a C string
             try:
                 with self.calling(f"load {source} ({image.origin})"):
-                    return PycudaModule(source, self._cu.module_from_buffer(code), self.calling)
+                    return PycudaModule(source, self._tracked(self._cu.module_from_buffer(code)), self.calling)
             except CudaModuleError as error:
                 if error.code not in UNFIT_IMAGE:
                     raise
@@ -96,7 +98,7 @@ class PycudaDriver:
 
     def allocate(self, nbytes: int) -> Allocation:
         with self.calling(f"allocate {nbytes} bytes on {self.info.name}"):
-            inner = self._cu.mem_alloc(nbytes)
+            inner = self._tracked(self._cu.mem_alloc(nbytes))
         made = DeviceMemory(int(inner), nbytes, partial(self._give_back, inner))
         self._memory.add(made)
         return made
@@ -105,11 +107,12 @@ class PycudaDriver:
         wanted = np.dtype(dtype)
         with self.calling(f"lock {prod(shape) * wanted.itemsize} bytes of host memory"):
             flat: npt.NDArray[Any] = self._cu.pagelocked_empty((max(prod(shape), 1),), wanted)
+            self._tracked(flat.base)
         return flat[: prod(shape)].reshape(shape)
 
     def new_stream(self) -> Stream:
         with self.calling("make a stream"):
-            return PycudaStream(self._cu.Stream(1))  # CU_STREAM_NON_BLOCKING
+            return PycudaStream(self._tracked(self._cu.Stream(1)))  # CU_STREAM_NON_BLOCKING
 
     def copy_in(self, address: int, array: npt.NDArray[Any], stream: Stream) -> None:
         check_array(array, "copy to the device")
@@ -173,7 +176,7 @@ class PycudaDriver:
 
     def new_event(self) -> Event:
         with self.calling("make an event"):
-            return PycudaEvent(self._cu.Event())
+            return PycudaEvent(self._tracked(self._cu.Event()))
 
     def record(self, event: Event, stream: Stream) -> None:
         with self.calling("record an event"):
@@ -230,6 +233,15 @@ class PycudaDriver:
         while isinstance(owner, np.ndarray):
             owner = owner.base
         return isinstance(owner, self._cu.PagelockedHostAllocation)
+
+    def _tracked(self, inner: Any) -> Any:
+        self._inner.add(inner)
+        return inner
+
+    def _keep_for_ever(self) -> None:
+        """The destructors of pycuda end the process when the driver refuses them, as it does in a lost context."""
+        for inner in list(self._inner):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(inner))
 
     def _give_back(self, inner: Any, address: int) -> None:
         """Memory of a lost context is lost with it: there is nobody to tell."""
