@@ -145,16 +145,21 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """Limits on one image file, checked before its pixels are decoded."""
+    """Limits on one image file, checked before its pixels are decoded, and where pictures are resized.
+
+    ``resize_on_gpu``: where the encoder works on a GPU it also resizes, with the bits of the CPU path.
+    """
 
     max_file_bytes: int = 256 * 1024 * 1024
     max_pixels: int = 50_000_000
     num_threads: int = 2
+    resize_on_gpu: bool = True
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            _require(type(value) is int and value >= 1, self, field.name, "an integer >= 1")
+        for name in ("max_file_bytes", "max_pixels", "num_threads"):
+            value = getattr(self, name)
+            _require(type(value) is int and value >= 1, self, name, "an integer >= 1")
+        _require(isinstance(self.resize_on_gpu, bool), self, "resize_on_gpu", "True or False")
         _require(self.num_threads <= _MAX_THREADS, self, "num_threads", f"at most {_MAX_THREADS}")
 
 

@@ -13,12 +13,17 @@ import numpy as np
 from kpl_engine.arrays import Float32, Ints, UInt8
 from kpl_engine.config import DecodeConfig
 from kpl_engine.cuda.context import DeviceArray
+from kpl_engine.cuda.ops.preprocess import launch_preprocess, upload_images
 from kpl_engine.encoder.base import DeviceEncoder, Encoder
 from kpl_engine.errors import EncoderError, ImageError
 from kpl_engine.imaging.decode import ImageSource, decode_image, source_name
 from kpl_engine.imaging.preprocess import Preprocess
 
 __all__ = ["EncodedImages", "encode_stream"]
+
+_MOST_UPLOADED = (
+    1 << 26
+)  # bytes of a picture that a GPU resizes; a batch of larger ones is held in memory several times
 
 Progress = Callable[[int, int], None]
 
@@ -114,20 +119,26 @@ def _prepare_all(
     ahead = max(encoder.batch_size, 1) + 2 * config.num_threads
     pending: deque[Future[_Prepared]] = deque()
     geometry = encoder.preprocess
+    keeps_size = config.resize_on_gpu and isinstance(encoder, DeviceEncoder)
     for source, name in zip(sources, names, strict=True):
-        pending.append(pool.submit(_prepare, source, name, geometry, config))
+        pending.append(pool.submit(_prepare, source, name, geometry, config, keeps_size))
         if len(pending) >= ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def _prepare(source: ImageSource, name: str, geometry: Preprocess, config: DecodeConfig) -> _Prepared:
+def _prepare(source: ImageSource, name: str, geometry: Preprocess, config: DecodeConfig, keeps_size: bool) -> _Prepared:
+    """``keeps_size``: leave the resizing to the GPU, unless the picture is so large that several would fill memory."""
     try:
         decoded = decode_image(source, config, name)
         start = time.perf_counter()
         try:
-            pixels = geometry.apply(decoded.pixels)
+            if keeps_size and decoded.pixels.size <= _MOST_UPLOADED:
+                geometry.plan(*decoded.pixels.shape[:2])  # refuses what cannot be resized, with its name
+                pixels = decoded.pixels
+            else:
+                pixels = geometry.apply(decoded.pixels)
         except ImageError as error:
             raise ImageError(f"{name}: {error}", source=name) from error
         except MemoryError as error:
@@ -170,10 +181,9 @@ class _Run:
 
     def flush(self) -> None:
         if self._batch:
-            pixels = np.stack([picture for _, picture in self._batch])  # (batch, h, w, 3) uint8
             start = time.perf_counter()
             try:
-                self._features.add(pixels)
+                self._features.add([picture for _, picture in self._batch])
             except EncoderError as error:
                 named = ", ".join(self.names[index] for index, _ in self._batch)
                 raise type(error)(f"{error} (images of this batch: {named})") from error
@@ -207,8 +217,8 @@ class _HostRows:
         self._encoder = encoder
         self._rows = [np.empty((0, encoder.embed_dim), dtype=np.float32)]
 
-    def add(self, pixels: UInt8) -> None:
-        self._rows.append(self._encoder.encode_images(pixels))
+    def add(self, pictures: Sequence[UInt8]) -> None:
+        self._rows.append(self._encoder.encode_images(np.stack(pictures)))
 
     def gather(self) -> tuple[Float32, None]:
         """(n_ok, d) float32."""
@@ -222,8 +232,15 @@ class _DeviceRows:
         self._encoder = encoder
         self._rows: list[DeviceArray] = []
 
-    def add(self, pixels: UInt8) -> None:
-        self._rows.append(self._encoder.encode_on_device(pixels))
+    def add(self, pictures: Sequence[UInt8]) -> None:
+        encoder, size = self._encoder, (*self._encoder.image_size, 3)
+        if all(picture.shape == size for picture in pictures):
+            self._rows.append(encoder.encode_on_device(np.stack(pictures)))
+            return
+        with encoder.context.turn:
+            uploaded = upload_images(encoder.context, pictures)
+            pixels = launch_preprocess(encoder.context, uploaded, encoder.preprocess)
+            self._rows.append(encoder.encode_on_device(pixels))
 
     def gather(self) -> tuple[Float32, DeviceArray | None]:
         """(n_ok, d) float32, on the host and on the device. `EncoderError` if one is not a unit vector."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from kpl_engine.config import EngineConfig, MethodConfig, SolverConfig
+from kpl_engine.config import DecodeConfig, EngineConfig, MethodConfig, SolverConfig
 from kpl_engine.cuda.context import DeviceArray
 from kpl_engine.encoder.base import DeviceEncoder
 from kpl_engine.encoder.fake import FakeEncoder
+from kpl_engine.encoder.pipeline import encode_stream
 from kpl_engine.engine import Engine
 from kpl_engine.errors import BackendUnavailableError, CudaError, EncoderError
 from kpl_engine.knowledge import KnowledgeBase
@@ -53,8 +56,11 @@ def images():
     return np.random.default_rng(3).integers(0, 256, (21, 24, 30, 3), dtype=np.uint8)
 
 
+@pytest.mark.parametrize("resize_on_gpu", [True, False])
 @pytest.mark.parametrize("batch_size", [8, 32])
-def test_rows_stay_on_the_device_and_answers_are_those_of_the_cpu(context, knowledge, images, batch_size):
+def test_rows_stay_on_the_device_and_answers_are_those_of_the_cpu(
+    context, knowledge, images, batch_size, resize_on_gpu
+):
     encoder = FakeDeviceEncoder(context, batch_size=batch_size)
     assert isinstance(encoder, DeviceEncoder)
     copied = []
@@ -63,7 +69,8 @@ def test_rows_stay_on_the_device_and_answers_are_those_of_the_cpu(context, knowl
         copied.append(array.nbytes),
         copy_in(address, array, stream),
     )
-    engine = Engine(encoder, [knowledge], config=STEPS)
+    config = dataclasses.replace(STEPS, decode=DecodeConfig(resize_on_gpu=resize_on_gpu))
+    engine = Engine(encoder, [knowledge], config=config)
     found = engine.classify(images, method="inmap")
     uploads = len([nbytes for nbytes in copied if nbytes == len(images) * encoder.embed_dim * 4])
     assert uploads == (1 if batch_size == 32 else 0)  # by the fake itself, never by the solver
@@ -138,3 +145,25 @@ def test_auto_says_why_it_passed_over_a_gpu(knowledge, monkeypatch):
     monkeypatch.setattr(devices, "explain_absence", lambda: None)  # there is a GPU
     engine = Engine(FakeEncoder(), [knowledge], config=EngineConfig(solver=SolverConfig(device="auto")))
     assert any("no adapter is installed" in notice for notice in engine.notices)
+
+
+def test_pictures_of_all_sizes_are_resized_on_the_gpu_with_the_bits_of_the_cpu(context):
+    rng = np.random.default_rng(5)
+    pictures = [
+        rng.integers(0, 256, (*size, 3), np.uint8) for size in ((9, 200), (33, 31), (32, 32), (150, 40), (1, 1))
+    ]
+    encoder = FakeDeviceEncoder(context, batch_size=3)
+    on_gpu = encode_stream(pictures, encoder)
+    np.testing.assert_array_equal(on_gpu.features, encode_stream(pictures, FakeEncoder()).features)
+    np.testing.assert_array_equal(context.download(on_gpu.on_device), on_gpu.features)
+    assert encoder.batches == [3, 2]
+
+
+def test_a_picture_that_cannot_be_resized_is_named(context):
+    rng = np.random.default_rng(6)
+    flat = rng.integers(0, 256, (1, 70000, 3), np.uint8)
+    good = rng.integers(0, 256, (20, 20, 3), np.uint8)
+    on_gpu = encode_stream([good, flat], FakeDeviceEncoder(context))
+    on_cpu = encode_stream([good, flat], FakeEncoder())
+    assert [str(error) for _, _, error in on_gpu.failures] == [str(error) for _, _, error in on_cpu.failures]
+    np.testing.assert_array_equal(on_gpu.ok_index, on_cpu.ok_index)
