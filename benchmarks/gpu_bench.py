@@ -48,6 +48,10 @@ def check_answer(found: Any, labels: Any, exact: Any, float32: Any) -> dict[str,
 
 def measure(context: Any, row: Row, repeats: int) -> dict[str, Any]:
     """One row: rivals checked, then timed in turn."""
+    if row.kind == "preprocess":
+        from gpu_preprocess import measure_preprocess
+
+        return measure_preprocess(context, row, repeats)
     import gpu_rivals
     from gpu_runs import make_data, open_run, timed_run
 
@@ -84,10 +88,13 @@ def judge(row: Row, found: dict[str, Any]) -> dict[str, Any]:
         figure, one = 1000 * median["2 problems"] / median["1000 problems"], median["1000 problems"] / 1000
     elif row.kind == "whole":
         figure, one = median["ours"] - median["solver alone"], median["ours"]
+    elif row.kind == "preprocess":
+        one = median["ours"]
+        figure = found["bytes"] / (one / 1e3) / found["copy_bytes_per_s"]
     else:
         figure = one = median["ours"]
     reached = figure >= row.goal if row.is_rate else figure <= row.goal
-    speedups = {name: median[name] / one for name in ("torch", "torch graph")}
+    speedups = {name: median[name] / one for name in ("torch", "torch graph") if name in median}
     if row.min_speedup is not None:
         reached = reached and speedups["torch"] >= row.min_speedup
     is_right = all(check["is_right"] for check in found["checks"].values())

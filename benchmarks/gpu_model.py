@@ -103,17 +103,17 @@ def _many(row: Row) -> tuple[float, str]:
 
 
 def _whole(row: Row) -> tuple[float, str]:
-    parts = {"text proxies": 8, "labels": 20, "answer": 8, "clear and copy back": 6}
+    parts = {"text proxies": 8, "labels": 20}  # kernels/text_proxy.cu, refine_labels.cu
     return sum(parts.values()) / 1e3, ", ".join(f"{name} {spent} us" for name, spent in parts.items())
 
 
 def _preprocess(row: Row) -> tuple[float, str]:
     n, width, height = row.size
-    read, written = n * width * height * 3, n * 224 * 224 * 3
-    return (
-        0.55,
-        f"reads {read / 1e6:.0f} MB, writes {written / 1e6:.0f} MB; filter taps in float32 hide behind the reads",
-    )
+    moved = n * 3 * (min(width, height) ** 2 + 224 * 224)
+    instructions = n * height * 1.07 * 7 * 190  # of a warp; 7 strips of 32 columns, kernels/preprocess.cu
+    seconds = max(instructions / (2.5 * H200.num_multiprocessors * _CLOCK), moved / (_COPY_SHARE * _BYTES))
+    counted = f"{moved / 1e6:.0f} MB in {seconds * 1e3:.2f} ms: {instructions:.2g} instructions of a warp, 2.5 a clock"
+    return moved / seconds / (_COPY_SHARE * _BYTES), counted
 
 
 _KINDS: dict[str, Callable[[Row], tuple[float, str]]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,16 @@ from gpu_model import Row
 from kpl_engine.cuda.context import Context, DeviceArray
 from kpl_engine.cuda.problems import Capacity
 from kpl_engine.knowledge import KnowledgeBase
+from kpl_engine.solver.compiled import LabelChoice
+from kpl_engine.solver.hardening import harden
 from kpl_engine.solver.labels import refine_labels
 from kpl_engine.solver.text_proxy import select_text_proxies
 
 __all__ = ["Data", "Run", "make_data", "open_run", "timed_run"]
 
-METHOD = {"lr": 10.0, "iters": 2000, "tau_i": 0.04, "alpha": 0.6}
+METHOD = {"lr": 10.0, "iters": 2000, "tau_i": 0.04}
+ALPHA = 0.6
+COUNTS = (2, 1000)  # of problems, in the row `many`
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def open_run(context: Context, row: Row, data: Data) -> dict[str, Run]:
     if row.kind == "closed_form":
         return {"ours": _learn(context, data, "closed_form"), "auto": _learn(context, data, "auto")}
     if row.kind == "many":
-        return {f"{count} problems": _learn(context, data, "schedule", count) for count in (2, 1000)}
+        return {f"{count} problems": _many(context, data, count) for count in COUNTS}
     if row.kind == "whole":
         return {"ours": _whole(context, data), "solver alone": _learn(context, data, "auto")}
     raise NotImplementedError(f"no run of the engine for {row.kind!r}")
@@ -76,50 +80,75 @@ def timed_run(context: Context, run: Run) -> tuple[float, float]:
     return driver.elapsed_ms(start, end), waited
 
 
-def _learn(context: Context, data: Data, solver: str, num_problems: int = 1) -> Run:
-    """From X, T and P to the answer: hardening, proxies, logits, labels."""
+def _learn(context: Context, data: Data, solver: str) -> Run:
+    """From X, T and given labels to the answer: proxies, logits, labels."""
+    from kpl_engine.cuda.problems import RECORD
     from kpl_engine.solver.device_plan import DevicePlan, Work
 
     (n, d), c = data.X.shape, data.T.shape[1]
-    plan = DevicePlan(context, Work(labels=None, k=None, solver=solver, **METHOD), Capacity(n, d, c), num_problems)
+    plan = DevicePlan(context, Work(labels=None, k=None, solver=solver, **METHOD), Capacity(n, d, c))
+    P, num_hardened = harden(data.P, ALPHA)
+    for name, array in (("X", data.X), ("T", data.T.T), ("P", P)):
+        plan.table.write(name, np.ascontiguousarray(array))
+    record = np.zeros(1, RECORD)
+    record["mass"], record["num_hardened"] = P.sum(), num_hardened
+    return _captured(context, plan, kept=[context.upload(record)])
+
+
+def _many(context: Context, data: Data, num_problems: int) -> Run:
+    """The same problem many times, side by side; labels are made on the device."""
+    from kpl_engine.solver.device_plan import DevicePlan, Work
+
+    (n, d), c = data.X.shape, data.T.shape[1]
+    labels = LabelChoice("stable_greenkhorn", 0.01, 0.0, 20, None, ALPHA)
+    work = Work(labels=labels, k=None, solver="schedule", **METHOD)
+    plan = DevicePlan(context, work, Capacity(n, d, c), num_problems)
     for index in range(num_problems):
-        for name, array in (("X", data.X), ("T", data.T.T), ("P", data.P.astype(np.float64))):
-            plan.table.write(name, np.ascontiguousarray(array), index)
+        plan.table.write("X", data.X, index)
+        plan.table.write("T", np.ascontiguousarray(data.T.T), index)
     return _captured(context, plan)
 
 
 def _whole(context: Context, data: Data) -> Run:
     """From features on the device to the answer, text proxies and labels included."""
-    from kpl_engine.solver.compiled import LabelChoice
     from kpl_engine.solver.device_plan import DevicePlan, Work
 
     base, (n, d) = data.base, data.X.shape
-    labels = LabelChoice("stable_greenkhorn", 0.01, 0.0, 20, None, METHOD["alpha"])
+    labels = LabelChoice("stable_greenkhorn", 0.01, 0.0, 20, None, ALPHA)
     capacity = Capacity(n, d, len(base.classes), len(base.embeddings), 8)
     plan = DevicePlan(context, Work(labels=labels, k=8, solver="auto", **METHOD), capacity, 1, ("E", "first", "X"))
     inputs = {"X": data.X, "E": base.embeddings.astype(np.float32), "first": base.offsets.astype(np.int32)}
-    kept: list[DeviceArray] = []
-    for name, array in inputs.items():
-        kept.append(context.upload(np.ascontiguousarray(array)))
-        plan.table.bind(name, kept[-1])
-    return _captured(context, plan, kept)
+    bound = {name: context.upload(np.ascontiguousarray(array)) for name, array in inputs.items()}
+    for name, array in bound.items():
+        plan.table.bind(name, array)
+    return _captured(context, plan, bound=bound)
 
 
-def _captured(context: Context, plan: Any, kept: Any = ()) -> Run:
-    """The plan as one graph. Its own `run` waits for the results, which would hide the time on the GPU."""
-    plan.run()
-    graph = context.driver.capture(context.stream, plan._launch)
+def _captured(context: Context, plan: Any, kept: Sequence[DeviceArray] = (), bound: Any = None) -> Run:
+    """The plan as one graph. Its own `run` waits for results, which would hide the time on the GPU.
 
-    def answer() -> tuple[Any, Any]:
-        result = plan.table.results()[-1]
-        return result.out_logits, result.out_labels
+    ``kept`` is the record that given labels come with, ``bound`` memory that the table points to.
+    """
+    driver, stream = context.driver, context.stream
+
+    def work() -> None:
+        plan.table.clear()
+        for record in kept:
+            driver.copy_on(plan.table.view("record").address, record.address, record.nbytes, stream)
+        plan._launch()
+
+    work()
+    first = plan.table.results()[-1].record
+    graph = driver.capture(stream, work)
+    memory = plan, kept, bound
 
     def launch() -> None:
-        assert kept is not None  # the graph reads this memory
-        graph.launch(context.stream)
+        graph.launch(stream)
 
-    launch()
-    record = plan.table.results()[-1].record
+    def answer() -> tuple[Any, Any]:
+        result = memory[0].table.results()[-1]
+        return result.out_logits, result.out_labels
+
     forms = {1: "dual", 2: "primal", 3: "closed form"}
     version = getattr(plan.schedule, "version", "")
-    return Run(launch, answer, f"{forms[record['form']]} {record['iterations']} {version}".strip())
+    return Run(launch, answer, f"{forms[first['form']]} {first['iterations']} {version}".strip())

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kpl_engine.cuda.ops.answer import answer_workspace, launch_answer
 from kpl_engine.cuda.ops.closed_form import launch_closed_form
 from kpl_engine.cuda.ops.closed_form import workspace_doubles as closed_form_doubles
 from kpl_engine.cuda.ops.dual import choose_dual, launch_dual
 from kpl_engine.cuda.ops.dual import workspace_doubles as dual_doubles
+from kpl_engine.cuda.ops.labels import labels_workspace, launch_labels
 from kpl_engine.cuda.ops.primal import choose_primal, launch_primal
+from kpl_engine.cuda.ops.text_proxy import launch_text_proxy, text_proxy_workspace
 from kpl_engine.cuda.ops.unit_rows import UnitRows
 from kpl_engine.cuda.problems import Capacity, ProblemTable
 from kpl_engine.solver import reference
@@ -105,6 +108,40 @@ def closed_form(context):
     )
 
 
+def text_labels_answer(method):
+    """From features and descriptions to labels and answers, W being T: the stages around the schedule."""
+
+    def make(context):
+        n, d, c, m, k = 61, 48, 4, 9, 3
+        X, _ = clip_like(n, d, c, seed=11)
+        E = clip_like(c * m, d, c, seed=12)[0]
+        needed = max(text_proxy_workspace(n, d, c, c * m), labels_workspace(n, d, c), answer_workspace(n, d, c))
+        table = ProblemTable(context, Capacity(n, d, c, c * m, k), 1, needed)
+        W = clip_like(c, d, c, seed=13)[0].astype(np.float64)
+
+        def start():
+            inputs = {"X": X, "E": E, "first": m * np.arange(c + 1, dtype=np.int32), "W": W}
+            for name, array in inputs.items():
+                table.write(name, array)
+
+        def work():
+            table.clear()
+            launch_text_proxy(context, table)
+            launch_labels(context, table, method)
+            launch_answer(context, table, TAU_I)
+            table.copy_back()
+
+        def read():
+            (found,) = table.results()
+            arrays = {name: getattr(found, name) for name in found.__dataclass_fields__ if name != "record"}
+            return {**arrays, **{name: context.download(table.view(name)) for name in ("S", "P")}}
+
+        table.pinned()  # a capture allocates nothing
+        return Workload(start, work, read)
+
+    return make
+
+
 def unit_rows(context):
     rows = 1.004 * clip_like(33, 130, 2, seed=9)[0]
     array, unit = context.empty(rows.shape, np.float32), UnitRows(context, 1e-2)
@@ -127,5 +164,6 @@ WORKLOADS = {
     "primal_wide": primal(c=12),
     "primal_split": primal(c=12, is_split_allowed=True),
     "closed_form": closed_form,
+    **{f"labels_{method}": text_labels_answer(method) for method in ("softmax", "sinkhorn", "stable_greenkhorn")},
     "unit_rows": unit_rows,
 }

@@ -117,6 +117,24 @@ def test_rows_are_judged(bench, rows, row, medians, figure, reached):
     assert (judged["reached"], judged["is_right"]) == (False, False)
 
 
+def test_a_share_of_copy_bandwidth_is_judged(bench, rows):
+    found = {"times": times(ours=0.1, copy=0.5), "checks": {"ours": {"is_right": True}}}
+    judged = bench.judge(rows["preprocess"], {**found, "bytes": 240_000_000, "copy_bytes_per_s": 4e12})
+    assert judged["figure"] == pytest.approx(0.6)
+    assert judged["reached"]
+    assert not bench.judge(rows["preprocess"], {**found, "bytes": 160_000_000, "copy_bytes_per_s": 4e12})["reached"]
+
+
+def test_bytes_that_preprocessing_must_move(bench):
+    from gpu_preprocess import moved_bytes
+
+    from kpl_engine.imaging.preprocess import Preprocess
+
+    # 1080p to 224: the middle 1080 columns are kept
+    expected = 2 * 3 * (1080 * 1080 + 224 * 224)
+    assert moved_bytes(Preprocess(), 2, 1080, 1920) == pytest.approx(expected, rel=0.01)
+
+
 @pytest.fixture
 def machine(bench, monkeypatch):
     """A pretended GPU machine: results that would be saved, and what a row measures."""
@@ -187,10 +205,22 @@ def test_the_loop_for_graphs_takes_the_published_steps(monkeypatch):
     X, T = random.normal(size=(30, 8)), random.normal(size=(8, 3))
     X, T = X / np.linalg.norm(X, axis=1, keepdims=True), T / np.linalg.norm(T, axis=0)
     P = random.dirichlet(np.ones(3), 30)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for matrices this small more only wait for each other
     step, reset = gpu_rivals.make_step(*(torch.from_numpy(a).double() for a in (X, T, P)))
     W = reset()
     for _ in range(gpu_rivals.STEPS):
         step()
     expected = gpu_rivals.torch_loop(*(torch.from_numpy(a).double() for a in (X, T, P)))
+    torch.set_num_threads(threads)
     # The very same operations in the same precision: bits differ at most where lr/2 is a tensor instead of a number.
     np.testing.assert_allclose(W.numpy(), expected.numpy(), rtol=0, atol=1e-12)
+
+
+def test_the_readme_shows_what_is_predicted_now(bench, capsys):
+    """Repeat with: python benchmarks/gpu_bench.py --dry-run."""
+    bench.main(["--dry-run"])
+    wanted = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    text = (ROOT / "benchmarks" / "README.md").read_text()
+    shown = text.split("--dry-run -->\n")[1].split("\n<!-- end")[0].splitlines()
+    assert shown == wanted
