@@ -81,6 +81,11 @@ class CudaCoreDriver:
         max_cluster = 1 if major < 9 else 16 if major in {9, 10} else PORTABLE_CLUSTER
         self.features = Features(has_graphs=True, has_cooperative=has_cooperative, max_cluster=max_cluster)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of how the kernels got here, each once: a cache that keeps nothing, say."""
+        return self._images.notes
+
     @contextmanager
     def calling(self, action: str) -> Iterator[Check]:
         """Inside the block the context is current and errors are named; it is given a check of answers."""

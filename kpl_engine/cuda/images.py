@@ -66,6 +66,11 @@ class Images:
         self._driver_version = driver_version
         self._cache = cache
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What went wrong with the cache, each once."""
+        return tuple(self._cache.notes)
+
     def candidates(self, source: str) -> Iterator[Image]:
         """Forms of ``kernels/<source>.cu`` for this GPU, best first; the next is made only when it is asked for.
 

@@ -72,6 +72,11 @@ class PycudaDriver:
             self._limits = device.get_attribute
             self.info = self._describe(ordinal, device)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of how the kernels got here, each once: a cache that keeps nothing, say."""
+        return self._images.notes
+
     @contextmanager
     def calling(self, action: str) -> Iterator[None]:
         """Inside the block the context is current and errors are named."""

@@ -344,6 +344,16 @@ def test_a_cache_that_cannot_be_written_is_done_without_and_told_once(tmp_path, 
     assert KernelCache(None).get("key", lambda: b"x") == (b"x", False)
 
 
+def test_notes_of_the_cache_reach_who_asks_for_images(place, tmp_path, compiler):
+    tmp_path.chmod(0o777)
+    found = Images((9, 0), 13000, KernelCache(tmp_path))
+    assert found.notes == ()
+    for _ in range(2):
+        next(found.candidates("twice"))
+    assert len(found.notes) == 1
+    assert "compiled at each start" in found.notes[0]
+
+
 def test_a_folder_that_everyone_may_write_is_not_trusted(tmp_path):
     tmp_path.chmod(0o777)
     cache = KernelCache(tmp_path)

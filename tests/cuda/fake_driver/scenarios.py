@@ -33,12 +33,15 @@ from kpl_engine.errors import (
     ShapeError,
 )
 
-ADAPTERS = {"cuda.core": ("cuda.core", "cuda.bindings.driver"), "pycuda": ("pycuda.driver",)}
+# What is imported for each; the double needs nothing.
+ADAPTERS = {"cuda.core": ("cuda.core", "cuda.bindings.driver"), "pycuda": ("pycuda.driver",), "pycuda double": ()}
 CUBIN = b"\x7fELF" + bytes(60)
 
 
 class Images:
     """Hands out ``count`` images; ``meanwhile`` is called before the second."""
+
+    notes = ("the cache keeps nothing",)
 
     def __init__(self, count: int = 1, meanwhile: Any = None) -> None:
         self._count = count
@@ -58,7 +61,11 @@ class Lab:
         self.library = ctypes.CDLL(path, ctypes.RTLD_GLOBAL)
         self.library.fake_log.restype = ctypes.c_char_p
         self.library.fake_live.restype = ctypes.c_longlong
-        self.adapter = adapter
+        self.adapter = adapter.removesuffix(" double")
+        if adapter == "pycuda double":
+            import pycuda_double
+
+            pycuda_double.install(self.library)
 
     @property
     def is_core(self) -> bool:
@@ -120,6 +127,7 @@ def check_the_gpu_is_described(lab: Lab) -> None:
     assert (info.num_multiprocessors, info.max_shared_bytes, info.l2_bytes) == (132, 227 << 10, 50 << 20)
     assert (info.total_bytes, info.driver_version) == (1 << 30, 13000)
     assert driver.name.startswith(lab.adapter + " ")
+    assert driver.notes == Images.notes
     features = driver.features
     assert (features.has_graphs, features.has_cooperative) == (lab.is_core, lab.is_core)
     assert features.max_cluster == (16 if lab.is_core else 1)
@@ -532,6 +540,9 @@ def check_contexts_of_the_host_program(lab: Lab) -> None:
 
 def check_the_choice_of_gpu(lab: Lab) -> None:
     from kpl_engine.cuda.select import describe, explain_absence, open_driver
+
+    if "pycuda_double" in sys.modules:
+        return  # it is no installed package
 
     def opening() -> Any:
         return open_driver("cuda:1", lab.adapter, keeps_kernels=False)
