@@ -6,14 +6,15 @@
 // `resample_weights` writes the tables of weights, one thread an output row or column. `preprocess` gives a block 32
 // output columns (a lane each) and `band` output rows of one picture. Rows first: a warp takes four source rows at a time
 // and stores four results as one word; every kGroups words of rows the block adds them up along columns.
-// Columns first (Pillow 13, pictures more than twice as high as wide): a warp makes one output row of source columns, and
-// goes along it at once; its taps are read byte by byte through L1, which is slow and rare.
+// Columns first (Pillow 13, pictures more than twice as high as wide): a warp makes four output rows of source columns, and
+// goes along them at once; its taps are read byte by byte through L1, which is slow and rare.
 //
-// Bytes: the kept window of each picture once, 7 % more where strips and bands overlap (L2), out once. Of 1920 x 1080 to
-// 224: 3.5 MB + 0.15 MB a picture. Work of a source row and 32 columns, 20 taps: 54 dp4a, 18 loads from shared memory,
-// 24 instructions to finish, a quarter of 190 to stage four rows; a quarter more along columns: 190 instructions. 64
-// pictures: 64 * 1080 * 1.07 * 7 rows and strips = 518,000, 98 million instructions of a warp. H200 at 2.5 a clock and
-// multiprocessor: predicted 0.16 ms, where copying the same 234 MB twice takes 0.11 ms and half of that rate 0.22 ms.
+// Bytes: the kept window of each picture once, 7 % more where strips and bands overlap (from L2), out once: of 1920 x 1080
+// to 224 3.5 MB + 0.15 MB a picture. Instructions of a warp for four source rows and 32 columns of 20 taps: 216 dp4a, 36
+// loads and 48 of indices; 90 to finish 12 levels, 240 to stage the rows; 158 a row. With those along columns 64 pictures
+// are 96 million, 33 million of them dp4a. H200, 2.5 to 3 a clock of a multiprocessor (4 at most): predicted 0.14 to
+// 0.17 ms, 35 to 42 % of the rate of a copy (238 MB at 4.1 TB/s); dp4a alone, at two a clock, would take 0.07 ms. What
+// would go below: the pass along rows as int8 tensor products (m16n8k32), a band matrix of digits against 16 rows.
 #include "device/resample_rows.cuh"
 
 namespace kpl::resample {
@@ -29,7 +30,7 @@ struct Shared {
 
 __device__ Shared share() {
   unsigned char* memory = dynamic_shared();
-  unsigned* rest = reinterpret_cast<unsigned*>(memory + kWarps * kStageBytes);
+  unsigned* rest = reinterpret_cast<unsigned*>(memory + num_warps() * kStageBytes);
   return {stage_at(memory), rest, rest + kGroups * 3 * kStrip};
 }
 
@@ -48,21 +49,20 @@ __device__ Span span_of(const Table& table, int first, int last, long long size)
 }
 
 /// along_rows <- words first .. last - 1 of rows, at most kGroups, of every column of the part.
-__device__ void along_rows(const Picture& picture, const Table& table, const Part& part, int first, int last,
+__device__ __noinline__ void along_rows(const Picture& picture, const Table& table, const Part& part, int first, int last,
                            const Shared& shared) {
   const int output = min(part.first_column + lane(), part.last_column - 1), step = words_of_piece(picture);
-  const Column column = column_at(table, output);
   const Span span = span_of(table, part.first_column, part.last_column, picture.width);
-  const int pieces = (span.last - span.first + step - 1) / step, groups = (last - first - warp() + kWarps - 1) / kWarps;
+  const int pieces = (span.last - span.first + step - 1) / step, groups = (last - first - warp() + num_warps() - 1) / num_warps();
   const auto bring = [&](int task) {
     const int start = span.first + task % pieces * step;
-    fetch(picture, 4ll * (first + warp() + task / pieces * kWarps), start, min(start + step, span.last),
+    fetch(picture, 4ll * (first + warp() + task / pieces * num_warps()), start, min(start + step, span.last),
           shared.stage.raw + task % 2 * kRawBytes);
   };
   if (groups > 0) bring(0);
-  unsigned sums[kRows][3];
+  Sums sums;
   for (int task = 0; task < groups * pieces; ++task) {
-    const int piece = task % pieces, group = warp() + task / pieces * kWarps;
+    const int piece = task % pieces, group = warp() + task / pieces * num_warps();
     const int start = span.first + piece * step, end = min(start + step, span.last);
     if (task + 1 < groups * pieces)
       bring(task + 1);
@@ -72,26 +72,20 @@ __device__ void along_rows(const Picture& picture, const Table& table, const Par
     __syncwarp();
     split(picture, 4ll * (first + group), start, end, shared.stage.raw + task % 2 * kRawBytes, shared.stage.words);
     __syncwarp();
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (piece == 0) sums[r][0] = sums[r][1] = sums[r][2] = 0;
-      add_row(table, column, output, pieces == 1, shared.stage.words + r * 3 * kSplitWords, start, end, sums[r]);
-    }
+    if (piece == 0) sums = {};
+    add_rows(table, output, shared.stage.words, start, end, sums);
     __syncwarp();
     if (piece + 1 < pieces) continue;
-    for (int channel = 0; channel < 3; ++channel) {
-      unsigned word = 0;
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) word |= level_of(sums[r][channel], column.bias) << (8 * r);
-      shared.along_rows[(group * 3 + channel) * kStrip + lane()] = word ^ 0x80808080u;
-    }
+    for (int channel = 0; channel < 3; ++channel)
+      shared.along_rows[(group * 3 + channel) * kStrip + lane()] = sums.word(channel, table.bias[output]);
   }
 }
 
 /// sums <- or += the taps of the part's output rows in words first .. last - 1 of rows.
-__device__ void along_columns(const Table& table, const Part& part, int first, int last, bool add,
+__device__ __noinline__ void along_columns(const Table& table, const Part& part, int first, int last, bool add,
                               const Shared& shared) {
-  for (int row = part.first_row + warp(); row < part.last_row; row += kWarps) {
+  for (int row = part.first_row + warp(); row < part.last_row; row += num_warps()) {
     Level levels[3] = {};
     const int start = table.first[row];
     for (int at = max(start, first); at < min(start + table.words, last); ++at) {
@@ -134,7 +128,7 @@ __device__ void rows_first(const Picture& picture, const Table& rows, const Tabl
     __syncthreads();
   }
   if (part.first_column + lane() >= part.last_column) return;
-  for (int row = part.first_row + warp(); row < part.last_row; row += kWarps) {
+  for (int row = part.first_row + warp(); row < part.last_row; row += num_warps()) {
     const unsigned* sums = shared.sums + (row - part.first_row) * 3 * kStrip + lane();
     const int bias = rows.bias[row];
     put(picture, target, row, part.first_column + lane(), level_of(sums[0], bias), level_of(sums[kStrip], bias),
@@ -143,7 +137,7 @@ __device__ void rows_first(const Picture& picture, const Table& rows, const Tabl
 }
 
 /// The levels of one channel at four source columns of an output row, signed; 0 past the picture.
-__device__ unsigned down_columns(const Picture& picture, const Table& rows, int row, int word, int channel) {
+__device__ __noinline__ unsigned down_columns(const Picture& picture, const Table& rows, int row, int word, int channel) {
   const int start = 4 * rows.first[row], end = static_cast<int>(min(picture.height, start + 4ll * rows.words));
   const int count = static_cast<int>(min(4ll, picture.width - 4ll * word));
   const unsigned char* from = pixel_at(picture, 0, word) + (picture.channels == 1 ? 0 : channel);
@@ -165,32 +159,38 @@ __device__ unsigned down_columns(const Picture& picture, const Table& rows, int 
   return levels ^ 0x80808080u;
 }
 
-__device__ void columns_first(const Picture& picture, const Table& rows, const Table& columns, const Part& part,
+__device__ __noinline__ void columns_first(const Picture& picture, const Table& rows, const Table& columns, const Part& part,
                               const Target& target) {
   const Shared shared = share();
   const int output = min(part.first_column + lane(), part.last_column - 1);
-  const Column column = column_at(columns, output);
   const Span span = span_of(columns, part.first_column, part.last_column, picture.width);
-  for (int row = part.first_row + warp(); row < part.last_row; row += kWarps) {
-    unsigned sums[3] = {};
+  for (int row = part.first_row + kRows * warp(); row < part.last_row; row += kRows * num_warps()) {
+    const int next[kRows] = {row, min(row + 1, part.last_row - 1), min(row + 2, part.last_row - 1),
+                             min(row + 3, part.last_row - 1)};
+    Sums sums = {};
     for (int start = span.first; start < span.last; start += kPieceWords) {
       const int end = min(start + kPieceWords, span.last);
       for (int word = start + lane(); word < end; word += KPL_WARP)
         for (int channel = 0; channel < 3; ++channel)
-          shared.stage.words[channel * kSplitWords + word - start] = down_columns(picture, rows, row, word, channel);
+          shared.stage.words[channel * kPieceWords + word - start] = make_uint4(
+              down_columns(picture, rows, next[0], word, channel), down_columns(picture, rows, next[1], word, channel),
+              down_columns(picture, rows, next[2], word, channel), down_columns(picture, rows, next[3], word, channel));
       __syncwarp();
-      add_row(columns, column, output, span.last - span.first <= kPieceWords, shared.stage.words, start, end, sums);
+      add_rows(columns, output, shared.stage.words, start, end, sums);
       __syncwarp();
     }
-    if (part.first_column + lane() < part.last_column)
-      put(picture, target, row, output, level_of(sums[0], column.bias), level_of(sums[1], column.bias),
-          level_of(sums[2], column.bias));
+    if (part.first_column + lane() >= part.last_column) continue;
+    unsigned rgb[3];
+#pragma unroll
+    for (int channel = 0; channel < 3; ++channel) rgb[channel] = sums.word(channel, columns.bias[output]) ^ 0x80808080u;
+    for (int r = 0; r < kRows && row + r < part.last_row; ++r)
+      put(picture, target, row + r, output, rgb[0] >> (8 * r), rgb[1] >> (8 * r), rgb[2] >> (8 * r));
   }
 }
 
 /// What of the block's part of the model input lies outside the window.
 __device__ void fill_rest(const Picture& picture, const Part& canvas, const Target& target, int fill) {
-  for (int row = canvas.first_row + warp(); row < canvas.last_row; row += kWarps)
+  for (int row = canvas.first_row + warp(); row < canvas.last_row; row += num_warps())
     for (int column = canvas.first_column + lane(); column < canvas.last_column; column += KPL_WARP) {
       const long long y = row - picture.y, x = column - picture.x;
       if (y >= 0 && y < picture.rows && x >= 0 && x < picture.columns) continue;

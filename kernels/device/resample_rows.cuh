@@ -8,28 +8,26 @@
 
 namespace kpl::resample {
 
-constexpr int kThreads = 256, kWarps = kThreads / KPL_WARP;
 constexpr int kStrip = KPL_WARP;      // output columns of a block, one a lane
 constexpr int kRows = 4;              // rows of a piece: their results make one word of the pass along columns
 constexpr int kPieceWords = 48;       // words of one channel in a row of a piece
 constexpr int kPieceBytes = 608;      // 144 * 4 + 15 before + the word after, in steps of 16
-constexpr int kMost = 8;              // words of an output column whose digits stay in registers: up to 29 taps
-constexpr int kSplitWords = kPieceWords + kMost;  // a column may read past its piece, where its digits are 0
 constexpr int kRawBytes = kRows * kPieceBytes;
-constexpr int kStageBytes = 2 * kRawBytes + kRows * 3 * kSplitWords * 4;
+constexpr int kStageBytes = 2 * kRawBytes + kRows * 3 * kPieceWords * 4;
 
 /// Where a warp stages its rows.
 struct Stage {
   unsigned char* raw;  // [2][kRows][kPieceBytes]
-  unsigned* words;     // [kRows][3][kSplitWords]
+  uint4* words;        // [3][kPieceWords] of kRows rows each: one load brings the words of four rows
 };
 
 static __device__ __forceinline__ int lane() { return static_cast<int>(threadIdx.x) % KPL_WARP; }
 static __device__ __forceinline__ int warp() { return static_cast<int>(threadIdx.x) / KPL_WARP; }
+static __device__ __forceinline__ int num_warps() { return static_cast<int>(blockDim.x) / KPL_WARP; }
 
 static __device__ __forceinline__ Stage stage_at(unsigned char* memory) {
   unsigned char* own = memory + warp() * kStageBytes;
-  return {own, reinterpret_cast<unsigned*>(own + 2 * kRawBytes)};
+  return {own, reinterpret_cast<uint4*>(own + 2 * kRawBytes)};
 }
 
 /// Words of a channel that fit a piece of a row.
@@ -58,64 +56,56 @@ static __device__ __forceinline__ void fetch(const Picture& picture, long long r
   copy_async_commit();
 }
 
-/// Splits what `fetch` brought into words of a channel.
+/// Splits what `fetch` brought into words of a channel; those of rows past the picture mean nothing.
 static __device__ __forceinline__ void split(const Picture& picture, long long row, int first, int last,
-                                             const unsigned char* raw, unsigned* words) {
+                                             const unsigned char* raw, uint4* words) {
   const int count = last - first, channels = static_cast<int>(picture.channels);
-  for (int r = 0; r < kRows && row + r < picture.height; ++r) {
-    const int before = offset_in_16(pixel_at(picture, row + r, first));
-    const unsigned* bytes = reinterpret_cast<const unsigned*>(raw + r * kPieceBytes);
-    for (int word = lane(); word < count; word += KPL_WARP) {
-      unsigned rgb[3];
-      split_pixels(bytes, before + 4 * word * channels, channels, rgb);
-      for (int channel = 0; channel < 3; ++channel) words[(r * 3 + channel) * kSplitWords + word] = rgb[channel];
-    }
+  int before[kRows];
+#pragma unroll
+  for (int r = 0; r < kRows; ++r)
+    before[r] = offset_in_16(pixel_at(picture, row + r, first)) + r * kPieceBytes;
+  for (int word = lane(); word < count; word += KPL_WARP) {
+    unsigned rgb[kRows][3];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r)
+      split_pixels(reinterpret_cast<const unsigned*>(raw), before[r] + 4 * word * channels, channels, rgb[r]);
+#pragma unroll
+    for (int channel = 0; channel < 3; ++channel)
+      words[channel * kPieceWords + word] =
+          make_uint4(rgb[0][channel], rgb[1][channel], rgb[2][channel], rgb[3][channel]);
   }
 }
 
-/// The digits of one output column: in registers where it has at most kMost words, else read as they are needed.
-struct Column {
-  int first, bias;
-  int digits[3][kMost];
+/// Sums of four rows and three channels.
+struct Sums {
+  Level levels[3][kRows];
+
+  __device__ __forceinline__ void add(const uint4* words, int digit0, int digit1, int digit2) {
+#pragma unroll
+    for (int channel = 0; channel < 3; ++channel) {
+      const uint4 four = words[channel * kPieceWords];
+      levels[channel][0].add(static_cast<int>(four.x), digit0, digit1, digit2);
+      levels[channel][1].add(static_cast<int>(four.y), digit0, digit1, digit2);
+      levels[channel][2].add(static_cast<int>(four.z), digit0, digit1, digit2);
+      levels[channel][3].add(static_cast<int>(four.w), digit0, digit1, digit2);
+    }
+  }
+  /// The levels of one channel in four rows, signed.
+  __device__ __forceinline__ unsigned word(int channel, int bias) const {
+    unsigned four = 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) four |= level_of(levels[channel][r].joined(), bias) << (8 * r);
+    return four ^ 0x80808080u;
+  }
 };
 
-static __device__ __forceinline__ Column column_at(const Table& table, int output) {
-  Column column = {table.first[output], table.bias[output], {}};
-  if (table.words <= kMost) {
-#pragma unroll
-    for (int word = 0; word < kMost; ++word)
-#pragma unroll
-      for (int plane = 0; plane < 3; ++plane)
-        column.digits[plane][word] = word < table.words ? table.digit(plane, word, output) : 0;
-  }
-  return column;
-}
-
-/// sums[channel] += the taps of a column in words first .. last - 1 of a row; `whole`: all taps are in them.
-static __device__ __forceinline__ void add_row(const Table& table, const Column& column, int output, bool whole,
-                                               const unsigned* words, int first, int last, unsigned (&sums)[3]) {
-  Level levels[3] = {};
-  if (whole && table.words <= kMost) {
-    const unsigned* own = words + column.first - first;
-#pragma unroll
-    for (int word = 0; word < kMost; ++word) {
-      if (word >= table.words) continue;
-#pragma unroll
-      for (int channel = 0; channel < 3; ++channel)
-        levels[channel].add(static_cast<int>(own[channel * kSplitWords + word]), column.digits[0][word],
-                            column.digits[1][word], column.digits[2][word]);
-    }
-  } else {
-    for (int at = max(column.first, first); at < min(column.first + table.words, last); ++at) {
-      const int word = at - column.first;
-      const int digits[3] = {table.digit(0, word, output), table.digit(1, word, output), table.digit(2, word, output)};
-      for (int channel = 0; channel < 3; ++channel)
-        levels[channel].add(static_cast<int>(words[channel * kSplitWords + at - first]), digits[0], digits[1],
-                            digits[2]);
-    }
-  }
-#pragma unroll
-  for (int channel = 0; channel < 3; ++channel) sums[channel] += levels[channel].joined();
+/// sums += the taps of an output column in words first .. last - 1 of rows. Digits come through L1, 3 for 12 words.
+static __device__ __forceinline__ void add_rows(const Table& table, int output, const uint4* words, int first, int last,
+                                                Sums& sums) {
+  const int start = table.first[output];
+  for (int at = max(start, first); at < min(start + table.words, last); ++at)
+    sums.add(words + at - first, table.digit(0, at - start, output), table.digit(1, at - start, output),
+             table.digit(2, at - start, output));
 }
 
 }  // namespace kpl::resample

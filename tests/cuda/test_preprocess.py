@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kpl_engine.cuda.ops.preprocess import Picture, launch_preprocess, upload_images
-from kpl_engine.errors import ImageError, ShapeError
+from kpl_engine.errors import CudaError, ImageError, ShapeError
 from kpl_engine.imaging.preprocess import Preprocess
 
 MODES = ["shortest", "squash", "longest"]
@@ -87,6 +87,19 @@ def test_rows_of_a_larger_picture(context):
     preprocess = Preprocess("shortest", 32, 32)
     got = context.download(launch_preprocess(context, [picture], preprocess))
     np.testing.assert_array_equal(got[0], preprocess.apply(np.ascontiguousarray(whole[5:65, 7:78])))
+
+
+@pytest.mark.parametrize("shared_bytes", [65_536, 101_376])
+def test_gpus_with_little_shared_memory(open_context, shared_bytes):
+    random = np.random.default_rng(shared_bytes)
+    context = open_context(max_shared_bytes=shared_bytes, num_multiprocessors=1)
+    images = [random_image(random, h, w) for h, w in [(300, 200), (90, 400), (310, 70)]]
+    check(context, images, Preprocess("squash", 100, 70))
+
+
+def test_a_gpu_without_enough_is_an_error(open_context):
+    with pytest.raises(CudaError, match="bytes of shared memory a block"):
+        check(open_context(max_shared_bytes=49_152), [np.zeros((9, 9, 3), np.uint8)], Preprocess())
 
 
 def test_a_photograph_at_full_size(context):

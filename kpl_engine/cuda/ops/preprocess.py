@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kpl_engine.cuda.base import Launch
+from kpl_engine.cuda.base import DeviceInfo, Launch
 from kpl_engine.cuda.context import Context, DeviceArray
-from kpl_engine.errors import ShapeError
+from kpl_engine.errors import CudaError, ShapeError
 from kpl_engine.imaging.preprocess import Plan, Preprocess
 
 __all__ = ["PICTURE", "Picture", "launch_preprocess", "upload_images"]
 
-_BLOCK = 256
+_BLOCKS = (256, 128)  # threads; fewer where the shared memory of a block is small
 _STRIP = 32  # kStrip of kernels/device/resample_rows.cuh
-_STAGES = 8 * (2 * 4 * 608 + 4 * 3 * (48 + 8) * 4)  # kWarps * kStageBytes
+_STAGE = 2 * 4 * 608 + 3 * 48 * 16  # kStageBytes of each warp
 _ALONG_ROWS = 64 * 3 * _STRIP * 4  # kGroups results of four rows
+_ROW = 3 * _STRIP * 4  # sums of an output row
 _BANDS = (
     56,
     28,
@@ -103,13 +104,11 @@ def launch_preprocess(context: Context, pictures: Sequence[Picture], preprocess:
     described, tables = context.upload(entries), context.empty((table_ints,), np.int32)
     is_cubic = preprocess.plan(pictures[0].height, pictures[0].width).interpolation == "bicubic"
     weights = context.kernel("preprocess", "resample_weights")
-    context.launch(weights, Launch(2 * len(pictures), _BLOCK), described, tables, np.int32(is_cubic))
-    strips = -(-preprocess.width // _STRIP)
-    band = _band(len(pictures) * strips, preprocess.height, 2 * context.driver.info.num_multiprocessors)
-    shared = _STAGES + _ALONG_ROWS + band * 3 * _STRIP * 4
+    context.launch(weights, Launch(2 * len(pictures), _BLOCKS[0]), described, tables, np.int32(is_cubic))
+    launch, band = _shape(context.driver.info, len(pictures) * -(-preprocess.width // _STRIP), preprocess.height)
     context.launch(
         context.kernel("preprocess", "preprocess"),
-        Launch(len(pictures) * -(-preprocess.height // band) * strips, _BLOCK, shared),
+        launch,
         described,
         tables,
         out,
@@ -148,12 +147,18 @@ def _words(plan: Plan, axis: int, num_pixels: int) -> int:
     return -(-(taps + 3) // 4)
 
 
-def _band(blocks: int, height: int, wanted: int) -> int:
-    """Output rows of a block: as many as leave ``wanted`` blocks."""
-    for band in _BANDS:
-        if blocks * -(-height // band) >= wanted:
-            return min(band, height)
-    return min(_BANDS[-1], height)
+def _shape(info: DeviceInfo, strips: int, height: int) -> tuple[Launch, int]:
+    """The launch, and the output rows of a block: as many as leave two blocks for each multiprocessor."""
+    for block in _BLOCKS:
+        fixed = block // 32 * _STAGE + _ALONG_ROWS
+        fitting = [band for band in _BANDS if fixed + band * _ROW <= info.max_shared_bytes]
+        if fitting:
+            break
+    else:
+        raise CudaError(f"preprocess: expected {fixed + _BANDS[-1] * _ROW} bytes of shared memory a block, {info}")
+    wanted = 2 * info.num_multiprocessors
+    band = next((band for band in fitting if strips * -(-height // band) >= wanted), fitting[-1])
+    return Launch(strips * -(-height // band), block, fixed + band * _ROW), band
 
 
 def _channels(image: npt.NDArray[np.uint8]) -> int:
