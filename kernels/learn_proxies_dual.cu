@@ -1,3 +1,37 @@
+// The published schedule in the span of the images (docs/method.md 3a): all steps of many problems in one launch, after
+// one launch that makes K. No thread waits for the host.
+//
+//   K = X Xᵀ;  each step:  H = K R,  eta = lr / (n tau_i),  s_j² = ‖w_j‖² - 2 eta Σ_i Z_ij R_ij + eta² Σ_i R_ij H_ij,
+//   Z <- (Z - eta H) / s,  A <- (A - eta R) / s,  t <- t / s,  R = softmax(Z / tau_i) - P;  W = T diag(t) + Xᵀ A
+//
+// Twins: kpl_engine/solver/schedule.py: run_dual; kernels/cpu/dual.h.
+//
+// In: X (n, d) float32, T (c, d) float32, P (n, c) float64, hardened. Out: W (c, d) float64, the record but for
+// num_hardened, fault and fits. Workspace: K (n, n) float64 and what dual_task.cuh: Workspace says. State is float64.
+//
+// Flops: gram n² d (half of it, mirrored); a step 2 n² (c - 1) and n c exponentials (one a row for two classes). Bytes:
+// gram 8 n² written; a step reads K, 8 n², from where it lies, and nothing else outside the multiprocessor but what the
+// blocks of a team exchange: R, 8 n c, and 8 (2 c + 2) of sums a block.
+//
+//   dual_32 .. dual_144   a block a problem, K in registers, n up to the number
+//   dual_block            a block a problem, K in shared memory as far as it fits, else in the L2 cache; any n
+//   dual_cluster          2 to 16 blocks a problem share the rows of K (sm_90+), R through distributed shared memory
+//   dual_grid             blocks of a cooperative launch share them, R through global memory
+//
+// What bounds it on an H200 (132 multiprocessors, 64 float64 multiply-adds and 128 bytes of shared memory a clock and
+// multiprocessor, 1.8 GHz). All times are predictions from counted operations; nothing here has been timed on a GPU.
+//   (138, 768, 2), dual_144: 324 clocks of multiply-adds (81 a thread), then a chain of operations that wait for each
+//   other: 4 exchanges of the product, 5 of the sums, a barrier, 3 of the warps' sums, a reciprocal root, an
+//   exponential, a reciprocal, a barrier; about 25 clocks each shared load or shuffle with its sum, 40 a barrier, 80 to
+//   150 a function: 1300 to 1600 clocks a step, 1.5 to 1.8 ms for 2000.
+//   (64, 768, 4), dual_64: 200 clocks of multiply-adds, about 1500 a step, 1.7 ms; 3 blocks a multiprocessor, so 396
+//   problems in the time of one.
+//   (662, 768, 2), dual_cluster of 16: 42 rows of K a block, 222 KB, 1740 clocks of shared memory, two cluster barriers
+//   of 200 to 300 clocks, about 900 of the chain: 3200 clocks, 3.6 ms for 2000.
+//   (2000, 768, 2), dual_grid: 16 rows a block, 2000 clocks of shared memory, two barriers of about 1.2 us: 4.5 us a
+//   step, 9 ms for 2000. K from the L2 cache (n up to about 2400 beyond shared memory) or from memory adds 8 n² bytes
+//   at 5.5 or 4.8 TB/s: (4000, 768, 2) 27 us a step.
+//   gram: (138, 768) 15 tiles of 12,300 clocks at least, 10 us; (4000, 768) 0.4 ms.
 #include "device/dual_loop.cuh"
 
 namespace kpl {
@@ -18,24 +52,19 @@ template <bool kSpills>
 __device__ __forceinline__ DualTask make_task(const Problem& problem, int rank, int count, int capacity, double tau_i,
                                               SharedMemory& shared) {
   DualTask task = {};
-  task.X = problem.X;
-  task.T = problem.T;
-  task.labels = problem.P;
-  task.K = problem.workspace;
-  task.W = problem.W;
+  task.problem = &problem;
   task.n = static_cast<int>(problem.n);
-  task.d = static_cast<int>(problem.d);
   task.c = static_cast<int>(problem.c);
   task.scale = 1.0 / tau_i;
   task.first = static_cast<int>(problem.n * rank / count);
   task.rows = static_cast<int>(problem.n * (rank + 1) / count) - task.first;
   task.slot = slot_size(task.c);
-  for (task.width = 2; task.width <= task.c && task.width < KPL_WARP;) task.width *= 2;
   const int most = (task.n + count - 1) / count;  // rows of any block: all blocks lay their memory out alike
   task.R.ldr = capacity > task.n ? capacity : task.n;
   task.part = shared.take(num_warps() * task.slot);
   double* columns = shared.take((task.few() ? num_warps() : 1) * task.c * (sizeof(Column) / 8));
   task.columns = reinterpret_cast<Column*>(columns) + (task.few() ? warp_index() * task.c : 0);
+  task.step = reinterpret_cast<StepSize*>(shared.take(num_warps() * kStepDoubles)) + warp_index();
   task.ld = most;
   const long long size = static_cast<long long>(task.c) * most;
   if (!kSpills) {
@@ -108,13 +137,13 @@ extern "C" __global__ void __launch_bounds__(32, 8) dual_32(KPL_DUAL_PARAMETERS)
 }
 KPL_EXPORT_KERNEL(dual_32);
 
-extern "C" __global__ void __launch_bounds__(128, 4) dual_64(KPL_DUAL_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(128, 3) dual_64(KPL_DUAL_PARAMETERS) {
   if (kpl::has_work(problems, num_problems, only_if_fault))
     kpl::solve_in_registers<kpl::RegisterGram<8, 4, 16>>(problems[blockIdx.x], KPL_DUAL_OPTIONS, tau_i);
 }
 KPL_EXPORT_KERNEL(dual_64);
 
-extern "C" __global__ void __launch_bounds__(256, 2) dual_96(KPL_DUAL_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(256, 1) dual_96(KPL_DUAL_PARAMETERS) {
   if (kpl::has_work(problems, num_problems, only_if_fault))
     kpl::solve_in_registers<kpl::RegisterGram<6, 6, 16>>(problems[blockIdx.x], KPL_DUAL_OPTIONS, tau_i);
 }

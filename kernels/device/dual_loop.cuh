@@ -12,9 +12,10 @@ namespace kpl {
 enum class Verdict { kMove, kSettled, kFrozen, kDrifted };
 
 /// Sums of the step, and from them the columns' lengths. Nothing is changed unless the verdict is to move.
-template <typename Team>
-static __device__ __forceinline__ Verdict plan_step(const DualTask& task, const Team& team, const DualOptions& options,
-                                                    StepSize& step, long long done, bool& changed) {
+template <typename Team, typename Gram>
+static __device__ __forceinline__ Verdict plan_step(const DualTask& task, const Team& team, Gram& gram,
+                                                    const DualOptions& options, long long done, bool& changed) {
+  StepSize step = *task.step;
   ClassSums<Team::kFreshSlots> sums(task, team.gather(task.part, task.slot));
   double square = sums.total(task);
   const Pair last = sums.last(task);
@@ -27,8 +28,10 @@ static __device__ __forceinline__ Verdict plan_step(const DualTask& task, const 
   if (square < kFewDigits * last.x) {
     sums = ClassSums<Team::kFreshSlots>(task, squared_gradients(task, team));
     square = sums.total(task);
+    gram.reload(task);
   }
   const double eta = next_eta(step, square);
+  if (lane_index() == 0) *task.step = step;
   if (is_frozen(step, done, options.iters - done)) return Verdict::kFrozen;
   bool moved = false;
   sums.for_classes(task, [&](Column& column, const Pair& pair) {
@@ -48,38 +51,39 @@ static __device__ __forceinline__ Verdict plan_step(const DualTask& task, const 
 /// Classes with the same start and the same labels have the same proxies; rounding may have parted them.
 template <typename Team>
 static __device__ __forceinline__ void join_equal_classes(const DualTask& task, const Team& team) {
-  const int warp = team.rank * num_warps() + warp_index(), lane = lane_index();
+  const int warp = team.rank * num_warps() + warp_index(), lane = lane_index(), d = task.d();
+  const float* starts = task.problem->T;
+  const double* labels = task.problem->P;
+  double* W = task.problem->W;
   for (int j = 1 + warp; j < task.c; j += team.count * num_warps()) {
-    const float* T = task.T + static_cast<long long>(j) * task.d;
+    const float* T = starts + static_cast<long long>(j) * d;
     for (int first = 0, found = -1; first < j && found < 0; first += KPL_WARP) {
       const int candidate = first + lane;
-      unsigned alike = __ballot_sync(KPL_FULL_MASK, candidate < j && task.T[static_cast<long long>(candidate) * task.d] == T[0] &&
-                                                        task.labels[candidate] == task.labels[j]);
+      const bool may_be = candidate < j && starts[static_cast<long long>(candidate) * d] == T[0];
+      unsigned alike = __ballot_sync(KPL_FULL_MASK, may_be && labels[candidate] == labels[j]);
       for (; alike != 0 && found < 0; alike &= alike - 1) {
         const int i = first + __ffs(static_cast<int>(alike)) - 1;
         bool same = true;
-        for (int k = lane; k < task.d; k += KPL_WARP) same &= task.T[static_cast<long long>(i) * task.d + k] == T[k];
+        for (int k = lane; k < d; k += KPL_WARP) same &= starts[static_cast<long long>(i) * d + k] == T[k];
         for (long long row = lane; row < task.n; row += KPL_WARP)
-          same &= task.labels[row * task.c + i] == task.labels[row * task.c + j];
+          same &= labels[row * task.c + i] == labels[row * task.c + j];
         if (!__all_sync(KPL_FULL_MASK, same)) continue;
         found = i;
-        for (int k = lane; k < task.d; k += KPL_WARP)
-          task.W[static_cast<long long>(j) * task.d + k] =
-              read(task.W + static_cast<long long>(i) * task.d + k, Team::kManyBlocks);
+        for (int k = lane; k < d; k += KPL_WARP)
+          W[static_cast<long long>(j) * d + k] = read(W + static_cast<long long>(i) * d + k, Team::kManyBlocks);
       }
     }
   }
 }
 
-static __device__ __forceinline__ void write_record(Record& record, const StepSize& step, long long done, Verdict end,
-                                                    double mass) {
+static __device__ __forceinline__ void write_record(Record& record, const StepSize& step, long long done,
+                                                    Verdict end) {
   record.iterations = done;
   record.halvings = step.halvings;
   record.converged = end == Verdict::kSettled || is_flat(step);
   record.frozen = end == Verdict::kFrozen;
   record.form = kDualForm;
   record.gradient_norm = record.residual = sqrt(step.square);
-  record.mass = mass;
   record.lr = step.lr;
 }
 
@@ -92,24 +96,27 @@ static __device__ __forceinline__ void run_dual(DualTask& task, const Team& team
     if (!task.R.fresh) task.R.at[at] = 0.0;
   gram.begin(task);
   team.barrier();
-  double mass;
-  StepSize step = load_problem(task, team, options, mass);
+  const double mass = load_problem(task, team, options);
+  if (team.rank == 0 && threadIdx.x == 0) record->mass = mass;
+  gram.reload(task);
   prepare_rest(task, team, gram);
   begin_at_w(task, team);
+  gram.reload(task);
   long long done = 0;
   Verdict verdict = Verdict::kMove;
   bool changed = true;
   while (done < options.iters) {
     gram.multiply(task, task.c - 1);
-    sum_rows(task, changed);
-    verdict = plan_step(task, team, options, step, done, changed);
+    sum_rows<Gram::kOneRow>(task, changed);
+    verdict = plan_step(task, team, gram, options, done, changed);
     if (verdict == Verdict::kDrifted) {
       start_afresh(task, team);
+      gram.reload(task);
       changed = true;
       continue;
     }
     if (verdict != Verdict::kMove) break;
-    changed |= move_rows(task);
+    changed |= move_rows<Gram::kOneRow>(task);
     __syncwarp();
     team.push_rows(task.R, task.c, task.first + task.begin, task.end - task.begin);
     team.share(task.R, task.n, task.c);
@@ -117,7 +124,7 @@ static __device__ __forceinline__ void run_dual(DualTask& task, const Team& team
   }
   combine(task, team);
   join_equal_classes(task, team);
-  if (team.rank == 0 && threadIdx.x == 0) write_record(*record, step, done, verdict, mass);
+  if (team.rank == 0 && threadIdx.x == 0) write_record(*record, *task.step, done, verdict);
 }
 
 }  // namespace kpl

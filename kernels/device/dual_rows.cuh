@@ -12,18 +12,32 @@
 
 namespace kpl {
 
-/// Writes the last column of H.
-static __device__ __forceinline__ void finish_product(const DualTask& task) {
-  for (int i = task.begin + lane_index(); i < task.end; i += KPL_WARP) {
-    double h = task.rest[i];
-    for (int j = 0; j + 1 < task.c; ++j) h -= task.H[j * task.ld + i];
-    task.H[(task.c - 1) * task.ld + i] = h;
+/// `visit(i)` for the rows of this lane: at most one with K in registers, where a loop would only cost.
+template <bool kOneRow, typename Visit>
+static __device__ __forceinline__ void for_rows(const DualTask& task, Visit visit) {
+  const int first = task.begin + lane_index();
+  if constexpr (kOneRow) {
+    if (first < task.end) visit(first);
+  } else {
+#pragma unroll 1
+    for (int i = first; i < task.end; i += KPL_WARP) visit(i);
   }
 }
 
+/// Writes the last column of H.
+template <bool kOneRow>
+static __device__ __forceinline__ void finish_product(const DualTask& task) {
+  for_rows<kOneRow>(task, [&](int i) {
+    double h = task.rest[i];
+    for (int j = 0; j + 1 < task.c; ++j) h -= task.H[j * task.ld + i];
+    task.H[(task.c - 1) * task.ld + i] = h;
+  });
+}
+
+template <bool kOneRow>
 static __device__ __forceinline__ void sum_rows_two(const DualTask& task, bool changed) {
   double v[6] = {};
-  for (int i = task.begin + lane_index(); i < task.end; i += KPL_WARP) {
+  for_rows<kOneRow>(task, [&](int i) {
     const double h0 = task.H[i], h1 = task.rest[i] - h0;
     const double r0 = task.R.at[task.first + i], r1 = task.R.at[task.R.ldr + task.first + i];
     task.H[task.ld + i] = h1;
@@ -32,20 +46,21 @@ static __device__ __forceinline__ void sum_rows_two(const DualTask& task, bool c
     v[2] = fma(r1, h1, v[2]);
     v[3] = fma(task.Z[task.ld + i], r1, v[3]);
     v[4] += fabs(r0 * h0) + fabs(r1 * h1);
-  }
+  });
   v[5] = changed ? 1.0 : 0.0;
   const int lane = lane_index(), position = sum_position<6, KPL_WARP>(lane);
   transposed_sums<6, KPL_WARP>(v, lane);
   if (position >= 0) task.part[warp_index() * task.slot + position] = v[0];
 }
 
+template <bool kOneRow>
 static __device__ __forceinline__ void sum_rows_any(const DualTask& task, bool changed) {
-  finish_product(task);
+  finish_product<kOneRow>(task);
   const int lane = lane_index(), position = sum_position<2 * kPairs, KPL_WARP>(lane);
   double terms = 0.0;
   for (int first = 0; first <= task.c; first += kPairs) {
     double v[2 * kPairs] = {};
-    for (int i = task.begin + lane; i < task.end; i += KPL_WARP)
+    for_rows<kOneRow>(task, [&](int i) {
 #pragma unroll
       for (int q = 0; q < kPairs; ++q) {
         const int j = first + q;
@@ -55,6 +70,7 @@ static __device__ __forceinline__ void sum_rows_any(const DualTask& task, bool c
         v[2 * q + 1] = fma(task.Z[j * task.ld + i], r, v[2 * q + 1]);
         terms += fabs(r * h);
       }
+    });
 #pragma unroll
     for (int q = 0; q < kPairs; ++q)
       if (first + q == task.c) {
@@ -67,11 +83,12 @@ static __device__ __forceinline__ void sum_rows_any(const DualTask& task, bool c
 }
 
 /// The sums of this warp's rows into its slot; `changed`: whether this lane's part of the last step changed a bit.
+template <bool kOneRow>
 static __device__ __forceinline__ void sum_rows(const DualTask& task, bool changed) {
   if (task.c == 2)
-    sum_rows_two(task, changed);
+    sum_rows_two<kOneRow>(task, changed);
   else
-    sum_rows_any(task, changed);
+    sum_rows_any<kOneRow>(task, changed);
 }
 
 /// R of a row of two classes. The larger exponent is taken as 0, so no power overflows.
@@ -98,11 +115,12 @@ static __device__ __forceinline__ void residual_any(const DualTask& task, int i)
 
 /// R = softmax(Z / tau_i) - P of this warp's rows.
 static __device__ __forceinline__ void make_residual(const DualTask& task) {
-  for (int i = task.begin + lane_index(); i < task.end; i += KPL_WARP)
+  for_rows<false>(task, [&](int i) {
     if (task.c == 2)
       residual_two(task, i, task.Z[i], task.Z[task.ld + i]);
     else
       residual_any(task, i);
+  });
 }
 
 /// One entry of Z and A; whether a bit of them changed.
@@ -117,9 +135,10 @@ static __device__ __forceinline__ bool move_entry(const DualTask& task, const Co
 }
 
 /// The move of this warp's rows, and their new R. Whether any bit of this lane's changed.
+template <bool kOneRow>
 static __device__ __forceinline__ bool move_rows(const DualTask& task) {
   bool changed = false;
-  for (int i = task.begin + lane_index(); i < task.end; i += KPL_WARP) {
+  for_rows<kOneRow>(task, [&](int i) {
     double z0, z1;
     if (task.c == 2) {
       changed |= move_entry(task, task.columns[0], 0, i, z0);
@@ -129,7 +148,7 @@ static __device__ __forceinline__ bool move_rows(const DualTask& task) {
       for (int j = 0; j < task.c; ++j) changed |= move_entry(task, task.columns[j], j, i, z0);
       residual_any(task, i);
     }
-  }
+  });
   return changed;
 }
 

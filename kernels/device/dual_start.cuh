@@ -15,12 +15,13 @@ namespace kpl {
 /// Xᵀ R for all features of this warp, kPairs classes at a time: `take(j, k, value)`, then `finish(first class)`.
 template <typename Team, typename Take, typename Finish>
 static __device__ __forceinline__ void project_back(const DualTask& task, const Team& team, Take take, Finish finish) {
-  const int warp = team.rank * num_warps() + warp_index(), warps = team.count * num_warps();
+  const int warp = team.rank * num_warps() + warp_index(), warps = team.count * num_warps(), d = task.d();
+  const float* X = task.problem->X;
   for (int first = 0; first < task.c; first += kPairs) {
-    for (int k = warp * KPL_WARP + lane_index(); k < task.d; k += warps * KPL_WARP) {
+    for (int k = warp * KPL_WARP + lane_index(); k < d; k += warps * KPL_WARP) {
       double total[kPairs] = {};
       for (int i = 0; i < task.n; ++i) {
-        const double x = static_cast<double>(task.X[static_cast<long long>(i) * task.d + k]);
+        const double x = static_cast<double>(X[static_cast<long long>(i) * d + k]);
 #pragma unroll
         for (int q = 0; q < kPairs; ++q)
           if (first + q < task.c)
@@ -69,12 +70,15 @@ static __device__ __forceinline__ void exchange(const DualTask& task, const Team
 /// W <- W diag(t) + Xᵀ A, columns scaled to ‖w_j‖² = squared_j. R holds A meanwhile and has to be made again.
 template <typename Team>
 static __device__ __forceinline__ void combine(const DualTask& task, const Team& team) {
+  team.barrier();  // others may still copy the R of the last step
   exchange(task, team, task.c, [&](int j, int i) { return task.A[j * task.ld + i]; });
   double squares[kPairs] = {};
+  double* W = task.problem->W;
+  const int d = task.d();
   project_back(
       task, team,
       [&](int q, int j, int k, double value) {
-        double* w = task.W + static_cast<long long>(j) * task.d + k;
+        double* w = W + static_cast<long long>(j) * d + k;
         *w = fma(*w, task.columns[j].t, value);
         squares[q] = fma(*w, *w, squares[q]);
       },
@@ -85,17 +89,24 @@ static __device__ __forceinline__ void combine(const DualTask& task, const Team&
   });
   const int warp = team.rank * num_warps() + warp_index(), warps = team.count * num_warps();
   for (int j = 0; j < task.c; ++j)
-    for (int k = warp * KPL_WARP + lane_index(); k < task.d; k += warps * KPL_WARP)
-      task.W[static_cast<long long>(j) * task.d + k] *= task.columns[j].eta;
+    for (int k = warp * KPL_WARP + lane_index(); k < d; k += warps * KPL_WARP)
+      W[static_cast<long long>(j) * d + k] *= task.columns[j].eta;
   team.barrier();
 }
 
 /// Z = X W and A = 0 for this warp's rows, then R; the columns start at W. All blocks have written W.
 template <typename Team>
 static __device__ __forceinline__ void begin_at_w(const DualTask& task, const Team& team) {
-  const auto row = [&](int i) { return task.X + static_cast<long long>(task.first + i) * task.d; };
-  multiply_rows(task.begin, task.end, row, task.W, task.d, task.d, task.c, Team::kManyBlocks,
-                [&](int i, int j, double value) { task.Z[j * task.ld + i] = value; });
+  const float* X = task.problem->X;
+  const double* W = task.problem->W;
+  const int d = task.d();
+  const auto row = [&](int i) { return X + static_cast<long long>(task.first + i) * d; };
+  const auto take = [&](int i, int j, double value) { task.Z[j * task.ld + i] = value; };
+  int first = task.begin;
+  for (; first + 4 <= task.end; first += 4)
+    multiply_some<4>(first, row, W, d, d, task.c, Team::kManyBlocks, take);
+  for (; first < task.end; ++first)
+    multiply_some<1>(first, row, W, d, d, task.c, Team::kManyBlocks, take);
   for (int i = task.begin + lane_index(); i < task.end; i += KPL_WARP)
     for (int j = 0; j < task.c; ++j) task.A[j * task.ld + i] = 0.0;
   __syncwarp();
@@ -119,10 +130,14 @@ static __device__ __forceinline__ void start_afresh(const DualTask& task, const 
   begin_at_w(task, team);
 }
 
-/// Labels into P, W = T, and what the rules need of both: Σ P, ‖T_j‖², max ‖x_i‖². Returns the rule of the step size.
+/// Labels into P, W = T, and what the rules need of both: Σ P, ‖T_j‖², max ‖x_i‖². Returns the first.
 template <typename Team>
-static __device__ __forceinline__ StepSize load_problem(const DualTask& task, const Team& team,
-                                                        const DualOptions& options, double& mass) {
+static __device__ __forceinline__ double load_problem(const DualTask& task, const Team& team,
+                                                      const DualOptions& options) {
+  const float* T = task.problem->T;
+  double* W = task.problem->W;
+  const double *labels = task.problem->P, *K = task.K();
+  const int d = task.d();
   const int lane = lane_index(), warp = team.rank * num_warps() + warp_index(), warps = team.count * num_warps();
   const int position = sum_position<2 * kPairs, KPL_WARP>(lane);
   for (int first = 0; first < task.c; first += kPairs) {
@@ -132,13 +147,13 @@ static __device__ __forceinline__ StepSize load_problem(const DualTask& task, co
       const int j = first + q;
       if (j >= task.c) continue;
       for (int i = task.begin + lane; i < task.end; i += KPL_WARP) {
-        const double p = task.labels[static_cast<long long>(task.first + i) * task.c + j];
+        const double p = labels[static_cast<long long>(task.first + i) * task.c + j];
         task.P[j * task.ld + i] = p;
         v[2 * q] += p;
       }
-      for (int k = warp * KPL_WARP + lane; k < task.d; k += warps * KPL_WARP) {
-        const double start = static_cast<double>(task.T[static_cast<long long>(j) * task.d + k]);
-        task.W[static_cast<long long>(j) * task.d + k] = start;
+      for (int k = warp * KPL_WARP + lane; k < d; k += warps * KPL_WARP) {
+        const double start = static_cast<double>(T[static_cast<long long>(j) * d + k]);
+        W[static_cast<long long>(j) * d + k] = start;
         v[2 * q + 1] = fma(start, start, v[2 * q + 1]);
       }
     }
@@ -146,13 +161,16 @@ static __device__ __forceinline__ StepSize load_problem(const DualTask& task, co
     if (position >= 0) task.part[warp_index() * task.slot + 2 * first + position] = v[0];
   }
   const ClassSums<Team::kFreshSlots> sums(task, team.gather(task.part, task.slot));
-  mass = sums.total(task);
+  const double mass = sums.total(task);
   sums.for_classes(task, [](Column& column, const Pair& pair) { column = {0.0, 1.0, 1.0, pair.y, 1.0, 1.0}; });
   const bool has_zero = any_class(task, [](const Column& column) { return !(column.squared > 0.0); });
   double longest = 0.0;
-  for (int i = lane; i < task.n; i += KPL_WARP) longest = fmax(longest, task.K[static_cast<long long>(i) * (task.n + 1)]);
+  for (int i = lane; i < task.n; i += KPL_WARP) longest = fmax(longest, K[static_cast<long long>(i) * (task.n + 1)]);
   const double movement = allowed_movement(options.movement, mass, task.n, has_zero);
-  return first_step(options.lr, 1.0 / task.scale, task.n, task.c, warp_maximum(longest), movement);
+  longest = warp_maximum(longest);
+  if (lane == 0) *task.step = first_step(options.lr, options.tau_i, task.n, task.c, longest, movement);
+  __syncwarp();
+  return mass;
 }
 
 /// rest = K (1 - Σ_j P_j), what the columns of H add up to.

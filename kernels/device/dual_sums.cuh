@@ -15,7 +15,7 @@ struct Pair {
 template <bool kFresh>
 struct ClassSums {
   Slots slots;
-  Pair mine;  // few classes: of class lane % width; number c is the pair behind the last class
+  Pair mine;  // few classes: of the class of this lane; number c is the pair behind the last
 
   __device__ __forceinline__ Pair of_slot(const DualTask& task, int slot, int j) const {
     const double2* at = reinterpret_cast<const double2*>(slots.at + slot * task.slot) + j;
@@ -33,24 +33,41 @@ struct ClassSums {
     return total;
   }
 
-  __device__ __forceinline__ ClassSums(const DualTask& task, const Slots& all) : slots(all), mine({0.0, 0.0}) {
-    if (!task.few()) return;
-    const int lane = lane_index(), j = lane & (task.width - 1);
+  /// Few classes, all slots: a lane for each of 2^kBits pairs and part of the slots.
+  template <int kBits>
+  __device__ __forceinline__ void add_up(const DualTask& task) {
+    const int lane = lane_index(), j = lane & ((1 << kBits) - 1);
     if (j <= task.c)
-      for (int slot = lane / task.width; slot < slots.count; slot += KPL_WARP / task.width) {
+      for (int slot = lane >> kBits; slot < slots.count; slot += KPL_WARP >> kBits) {
         const Pair pair = of_slot(task, slot, j);
         mine.x += pair.x;
         mine.y += pair.y;
       }
-    for (int lanes = task.width; lanes < KPL_WARP; lanes *= 2) {
+#pragma unroll
+    for (int lanes = 1 << kBits; lanes < KPL_WARP; lanes *= 2) {
       mine.x += __shfl_xor_sync(KPL_FULL_MASK, mine.x, lanes);
       mine.y += __shfl_xor_sync(KPL_FULL_MASK, mine.y, lanes);
     }
   }
 
+  __device__ __forceinline__ ClassSums(const DualTask& task, const Slots& all) : slots(all), mine({0.0, 0.0}) {
+    if (task.c < 4)
+      add_up<2>(task);
+    else if (task.few())
+      add_up<4>(task);
+  }
+
   /// Σ_j of the first number of each class.
   __device__ __forceinline__ double total(const DualTask& task) const {
     double sum = 0.0;
+    if (task.c < 4) {
+#pragma unroll
+      for (int j = 0; j < 3; ++j) {
+        const double x = __shfl_sync(KPL_FULL_MASK, mine.x, j);
+        sum += j < task.c ? x : 0.0;
+      }
+      return sum;
+    }
     if (task.few()) {
       for (int j = 0; j < task.c; ++j) sum += __shfl_sync(KPL_FULL_MASK, mine.x, j);
       return sum;
@@ -73,6 +90,7 @@ struct ClassSums {
       if (lane < task.c) update(task.columns[lane], mine);
       __syncwarp();
     } else {
+      __syncthreads();  // others may still read the columns as they are
       for (int j = static_cast<int>(threadIdx.x); j < task.c; j += static_cast<int>(blockDim.x))
         update(task.columns[j], of_class(task, j));
       __syncthreads();

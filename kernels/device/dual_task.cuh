@@ -22,20 +22,23 @@ struct Column {
 };
 
 struct DualTask {
-  const float *X, *T;
-  const double *labels, *K;
-  double* W;
-  int n, d, c;
+  const Problem* problem;
+  int n, c;
   int first, rows;  // of this block
   int begin, end;   // rows of this warp, counted from the block's first
-  int ld, slot, width;  // width: power of two above c, lanes of a set of sums
+  int ld, slot;
   double scale;     // 1 / tau_i
   Residual R;
   double *Z, *A, *P, *H, *rest, *part;
   Column* columns;  // of this warp if there are few classes, else of the block
+  StepSize* step;   // of this warp: in shared memory, for K needs the registers
 
+  __device__ __forceinline__ const double* K() const { return problem->workspace; }
+  __device__ __forceinline__ int d() const { return static_cast<int>(problem->d); }
   __device__ __forceinline__ bool few() const { return c <= kFewClasses; }
 };
+
+constexpr int kStepDoubles = sizeof(StepSize) / 8;
 
 /// What a launch is asked for.
 struct DualOptions {

@@ -65,6 +65,7 @@ template <int ROWS, int COLUMNS, int L>
 struct RegisterGram {
   static constexpr int kGroups = KPL_WARP / L;
   static constexpr int kCapacity = COLUMNS * L;
+  static constexpr bool kOneRow = kGroups * ROWS <= KPL_WARP;  // of a lane, in what is done row by row
   double k[ROWS][COLUMNS];
 
   static __device__ __forceinline__ int first_row(int warp) { return warp * kGroups * ROWS; }
@@ -73,13 +74,20 @@ struct RegisterGram {
     const int warp = warp_index(), most = task.n;
     task.begin = first_row(warp) < most ? first_row(warp) : most;
     task.end = first_row(warp + 1) < most ? first_row(warp + 1) : most;
-    const int lane = lane_index(), row = first_row(warp) + lane / L * ROWS;
+  }
+
+  /// At first, and again after rare work that needed the registers.
+  __device__ __forceinline__ void reload(const DualTask& task) {
+    const double* K = task.K();
+    // Not task.n: the compiler would keep what follows from it, 81 comparisons, in registers through all steps.
+    const int n = static_cast<int>(task.problem->n);
+    const int lane = lane_index(), row = first_row(warp_index()) + lane / L * ROWS;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r)
 #pragma unroll
       for (int q = 0; q < COLUMNS; ++q) {
         const int l = lane % L + L * q;
-        k[r][q] = row + r < task.n && l < task.n ? task.K[(row + r) * task.n + l] : 0.0;
+        k[r][q] = row + r < n && l < n ? K[(row + r) * n + l] : 0.0;
       }
   }
 
@@ -159,6 +167,7 @@ static __device__ __forceinline__ void multiply_rows(int begin, int end, Rows ro
 
 /// K in memory: the first `kept` rows of the block in its shared memory, the others wherever the caches have them.
 struct MemoryGram {
+  static constexpr bool kOneRow = false;
   double* rows;
   int kept;
 
@@ -166,13 +175,15 @@ struct MemoryGram {
     const int warp = warp_index(), warps = num_warps();
     task.begin = task.rows * warp / warps;
     task.end = task.rows * (warp + 1) / warps;
-    const double* K = task.K + static_cast<long long>(task.first) * task.n;
+    const double* K = task.K() + static_cast<long long>(task.first) * task.n;
     for (int at = static_cast<int>(threadIdx.x); at < kept * task.n; at += static_cast<int>(blockDim.x)) rows[at] = K[at];
   }
+  __device__ __forceinline__ void reload(const DualTask&) const {}
 
   __device__ __forceinline__ void multiply(const DualTask& task, int columns) const {
+    const double* K = task.K();
     const auto row = [&](int i) -> const double* {
-      return i < kept ? rows + i * task.n : task.K + static_cast<long long>(task.first + i) * task.n;
+      return i < kept ? rows + i * task.n : K + static_cast<long long>(task.first + i) * task.n;
     };
     multiply_rows(task.begin, task.end, row, task.R.at, task.R.ldr, task.n, columns, task.R.fresh,
                   [&](int i, int j, double value) { task.H[j * task.ld + i] = value; });

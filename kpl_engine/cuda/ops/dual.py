@@ -24,7 +24,7 @@ _MOST_BLOCKS = 256  # of one problem; the workspace has room for their sums
 _TILE = 32  # kTile of gram.cuh: rows of K that one block makes
 _GRAM_BLOCK, _GRAM_SHARED = 64, 2 * 16 * 36 * 8
 _FEW_CLASSES = 15  # kFewClasses of dual_task.cuh
-_COLUMN = 6  # doubles of kpl::Column
+_COLUMN, _STEP = 6, 7  # doubles of kpl::Column and kpl::StepSize
 _ROWS_WORTH_A_BLOCK = 8  # one row of K a warp
 _SHARE_IN_SHARED = 0.75  # of K; with more of it in the L2 cache a cluster is no faster than a grid
 
@@ -242,7 +242,7 @@ def _slot(c: int) -> int:
 def _sums(threads: int, c: int) -> int:
     """Doubles of shared memory for the warps' sums and the columns, for any number of classes up to c."""
     warps = threads // 32
-    return warps * _slot(c) + _even(max(warps * min(c, _FEW_CLASSES), c) * _COLUMN)
+    return warps * _slot(c) + _even(warps * _STEP) + _even(max(warps * min(c, _FEW_CLASSES), c) * _COLUMN)
 
 
 def _check(problems: ProblemTable, plan: DualPlan, iters: int) -> None:
