@@ -1,5 +1,5 @@
-// The published schedule in feature space for many classes on tensor cores, all steps of all problems in one cooperative
-// launch, for labels of mass n (softmax, Sinkhorn):
+// The published schedule in feature space for many classes on tensor cores, all steps of all problems in one
+// cooperative launch, for labels of mass n (softmax, Sinkhorn):
 //
 //   W <- unit columns of W - lr/(n tau_i) Xᵀ(softmax(X W / tau_i) - P),  lr halved whenever ‖Xᵀ(..)‖_F grew
 //
@@ -7,8 +7,8 @@
 // of float16 halves, three products for one: 22 bits, float32 sums. W, norms and the step are float64. The twin is
 // kpl_engine/solver/schedule.py: run_primal; docs/method.md 3b says what error is allowed. sm_80 and later.
 //
-// A step: 12 n d c flops of float16, 2 n c exponentials; 28 n c bytes of Z, P and R, 8 n d of X (or as often as tiles of
-// 128 fall out of L2), 16 splits c d of parts; five barriers.
+// A step: 12 n d c flops of float16, 2 n c exponentials; 28 n c bytes of Z, P and R, 8 n d of X (or as often as tiles
+// of 128 fall out of L2), 16 splits c d of parts; five barriers.
 //
 // H200, (50000, 768, 1000): 4.6e11 flops a step, 0.47 ms at the 990 TFLOP/s of wgmma, 0.78 ms at the 60 % of it that
 // mma.sync reaches, predicted 1.1 ms at 70 % of that; 1.4 GB of Z, P and R in 0.35 ms. Predicted 1.5 ms a step, 3 s for

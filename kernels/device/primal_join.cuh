@@ -1,5 +1,5 @@
-// What both kernels of the primal form share. Equal classes at the end of a run: same start and same labels mean the same proxy, and rounding may
-// have parted them (docs/method.md 3a).
+// What both kernels of the primal form share. Equal classes at the end of a run: same start and same labels mean the
+// same proxy, and rounding may have parted them (docs/method.md 3a).
 #pragma once
 
 #include "device/platform.cuh"
@@ -20,8 +20,8 @@ __device__ __forceinline__ bool are_equal(const Problem& problem, long long i, l
     return __all_sync(KPL_FULL_MASK, is_same);
 }
 
-/// W_j <- W_i for the first class i equal to j, by warp `warp` of `warps`. A class that is first keeps what it has, so no
-/// column is read that another warp writes. W was written before a barrier.
+/// W_j <- W_i for the first class i equal to j, by warp `warp` of `warps`. A class that is first keeps what it has, so
+/// no column is read that another warp writes. W was written before a barrier.
 __device__ __forceinline__ void join_equal_classes(const Problem& problem, long long warp, long long warps) {
     const long long lane = threadIdx.x % KPL_WARP;
     for (long long j = 1 + warp; j < problem.c; j += warps)

@@ -13,8 +13,8 @@ namespace {
 constexpr int kSlots = 2;  // tiles under way
 constexpr int kOwn = 4;    // coordinates of a thread
 
-/// The rows of one block. Tiles below `resident` stay in shared memory, the others stream: forwards in one pass, back in
-/// the next, so that what was read last is read first, while it is still in L2.
+/// The rows of one block. Tiles below `resident` stay in shared memory, the others stream: forwards in one pass, back
+/// in the next, so that what was read last is read first, while it is still in L2.
 struct RowTiles {
     const float* X;
     float* slots;       // kSlots streaming tiles, then the resident ones; a row is 4 blockDim.x floats
@@ -108,8 +108,8 @@ __device__ __forceinline__ double warp_sum(double value) {
     return value;
 }
 
-/// Leaves the warps' sums at `sums` (a number for each warp); `block_total` after a barrier adds them up in their order,
-/// which gives every thread of every block the same bits.
+/// Leaves the warps' sums at `sums` (a number for each warp); `block_total` after a barrier adds them up in their
+/// order, which gives every thread of every block the same bits.
 __device__ __forceinline__ void leave_sum(double value, double* sums) {
     value = warp_sum(value);
     if (threadIdx.x % KPL_WARP == 0) sums[threadIdx.x / KPL_WARP] = value;

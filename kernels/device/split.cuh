@@ -40,8 +40,8 @@ __device__ __forceinline__ void store_halves(const SplitArray& array, long long 
 /// A square of 32 x 32 numbers, lane l having `value(r)` of row r and column l, written transposed: rows of `to` from
 /// `column`, its columns from `row`. `square` belongs to the warp.
 template <typename Value>
-__device__ __forceinline__ void store_transposed(const SplitArray& to, long long row, long long column, long long columns,
-                                                 float* square, Value value) {
+__device__ __forceinline__ void store_transposed(const SplitArray& to, long long row, long long column,
+                                                 long long columns, float* square, Value value) {
     const int lane = threadIdx.x % KPL_WARP;
 #pragma unroll 8
     for (int r = 0; r < KPL_WARP; ++r) square[r * kTransposed + lane] = value(r);
@@ -59,7 +59,8 @@ __device__ __forceinline__ float* square_of_warp(const SplitTeam& team) {
 /// X and Xᵀ as halves; padding is zero.
 __device__ __forceinline__ void split_rows(const SplitTeam& team) {
     const long long lane = threadIdx.x % KPL_WARP, n = team.wide.n, d = team.wide.d;
-    const long long warp = blockIdx.x * kWarps + threadIdx.x / KPL_WARP, warps = static_cast<long long>(gridDim.x) * kWarps;
+    const long long warp = blockIdx.x * kWarps + threadIdx.x / KPL_WARP;
+    const long long warps = static_cast<long long>(gridDim.x) * kWarps;
     const long long across = team.rows.ld / KPL_WARP, down = team.columns.ld / KPL_WARP;
     for (long long item = warp; item < across * down; item += warps) {
         const long long row = item / across * KPL_WARP, k = item % across * KPL_WARP;
@@ -75,7 +76,8 @@ __device__ __forceinline__ void split_rows(const SplitTeam& team) {
 /// The classes that this warp moves (`move_classes`) as halves; each lane reads what it wrote itself.
 __device__ __forceinline__ void split_proxies(const SplitTeam& team) {
     const long long lane = threadIdx.x % KPL_WARP, c = team.wide.c, d = team.wide.d;
-    const long long warp = blockIdx.x * kWarps + threadIdx.x / KPL_WARP, warps = static_cast<long long>(gridDim.x) * kWarps;
+    const long long warp = blockIdx.x * kWarps + threadIdx.x / KPL_WARP;
+    const long long warps = static_cast<long long>(gridDim.x) * kWarps;
     for (long long j = warp; j < c; j += warps)
         for (long long k = lane; k < team.proxies.ld; k += KPL_WARP) {
             const double value = k < d ? load_fresh(team.wide.problem.W + j * d + k) : 0.0;
@@ -104,7 +106,8 @@ __device__ __noinline__ void make_split_logits(const SplitTeam& team) {
 /// Rᵀ = (softmax(Z / tau_i) - P)ᵀ as halves, a warp 32 rows: first each row's maximum and sum, then squares of classes.
 __device__ __forceinline__ void make_split_residuals(const SplitTeam& team, double scale) {
     const long long lane = threadIdx.x % KPL_WARP, n = team.wide.n, c = team.wide.c;
-    const long long warp = blockIdx.x * kWarps + threadIdx.x / KPL_WARP, warps = static_cast<long long>(gridDim.x) * kWarps;
+    const long long warp = blockIdx.x * kWarps + threadIdx.x / KPL_WARP;
+    const long long warps = static_cast<long long>(gridDim.x) * kWarps;
     const float factor = static_cast<float>(scale);
     for (long long row = warp * KPL_WARP; row < team.residuals.ld; row += warps * KPL_WARP) {
         float my_peak = 0.0f;  // of row + lane
@@ -113,7 +116,8 @@ __device__ __forceinline__ void make_split_residuals(const SplitTeam& team, doub
             const float* Z = team.Z + (row + r) * team.ld;
             float peak = -3e38f;
             for (long long j = lane; j < c; j += KPL_WARP) peak = fmaxf(peak, load_fresh(Z + j));
-            for (int mask = 1; mask < KPL_WARP; mask *= 2) peak = fmaxf(peak, __shfl_xor_sync(KPL_FULL_MASK, peak, mask));
+            for (int mask = 1; mask < KPL_WARP; mask *= 2)
+                peak = fmaxf(peak, __shfl_xor_sync(KPL_FULL_MASK, peak, mask));
             double total = 0.0;
             for (long long j = lane; j < c; j += KPL_WARP) total += expf((load_fresh(Z + j) - peak) * factor);
             total = warp_sum(total);

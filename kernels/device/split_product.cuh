@@ -1,5 +1,5 @@
-// Products of two float16 halves each on tensor cores: (h + l)(h' + l') less l l', where h + l is a number times a power
-// of two to 22 bits. As exact as float32, at three products (mma.sync.m16n8k16) each.
+// Products of two float16 halves each on tensor cores: (h + l)(h' + l') less l l', where h + l is a number times a
+// power of two to 22 bits. As exact as float32, at three products (mma.sync.m16n8k16) each.
 //
 // Both arrays are row-major along the depth and padded to whole chunks of it with zeros. A block of 256 threads makes a
 // tile of 128 by 128 results, each of its 8 warps 64 by 32. Tensor cores cut off what they add; so only three
@@ -34,8 +34,8 @@ struct SplitStage {
 __device__ __forceinline__ void fetch_halves(Half (&to)[2][kSplitPlane], const SplitArray& array, long long row,
                                              long long rows, long long at) {
     for (int part = 0; part < 2; ++part)
-        fetch_block<kSplitTile, kSplitDepth, kSplitStride>(to[part], array.high + part * array.plane + row * array.ld + at,
-                                                           array.ld, rows, array.ld - at);
+        fetch_block<kSplitTile, kSplitDepth, kSplitStride>(
+            to[part], array.high + part * array.plane + row * array.ld + at, array.ld, rows, array.ld - at);
 }
 
 /// A fragment of the left side, 16 rows by 16, or of the right side, 8 columns by 16: pairs along the depth.
@@ -56,7 +56,8 @@ __device__ __forceinline__ void load_right(unsigned (&b)[2], const Half* plane, 
 }
 
 /// One chunk of the depth into the sums.
-__device__ __forceinline__ void multiply_chunk(const SplitStage& stage, int m, int n, float (&sums)[kSplitM][kSplitN][4]) {
+__device__ __forceinline__ void multiply_chunk(const SplitStage& stage, int m, int n,
+                                               float (&sums)[kSplitM][kSplitN][4]) {
 #pragma unroll 1
     for (int k = 0; k < kSplitDepth; k += 16) {
         unsigned b[kSplitN][2][2];
@@ -115,7 +116,7 @@ __device__ __forceinline__ void multiply_split_tile(const SplitArray& left, long
     __syncthreads();
     // Through shared memory: whole lines go out, and 64 addresses in registers are spared.
     constexpr int kStride = kSplitTile + 4;
-    static_assert(sizeof(float) * kSplitTile * kStride <= kSplitStages * sizeof(SplitStage), "the tile takes their place");
+    static_assert(sizeof(float) * kSplitTile * kStride <= kSplitStages * sizeof(SplitStage), "it takes their place");
     float* tile = static_cast<float*>(shared);
 #pragma unroll
     for (int i = 0; i < kSplitM; ++i)
@@ -123,7 +124,8 @@ __device__ __forceinline__ void multiply_split_tile(const SplitArray& left, long
         for (int j = 0; j < kSplitN; ++j)
 #pragma unroll
             for (int e = 0; e < 4; ++e)
-                tile[(m + 16 * i + lane / 4 + 8 * (e / 2)) * kStride + n + 8 * j + 2 * (lane % 4) + e % 2] = sums[i][j][e];
+                tile[(m + 16 * i + lane / 4 + 8 * (e / 2)) * kStride + n + 8 * j + 2 * (lane % 4) + e % 2] =
+                    sums[i][j][e];
     __syncthreads();
     const int across = static_cast<int>(threadIdx.x) % kSplitTile;
 #pragma unroll 4

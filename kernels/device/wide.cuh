@@ -68,8 +68,8 @@ __device__ __forceinline__ void make_logits(const WideTeam& team) {
     const long long across = ceil_divide(team.c, kTileN), tiles = across * ceil_divide(team.n, kTileM);
     for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const long long row = tile / across * kTileM, column = tile % across * kTileN;
-        const LogitTiles operands = {team.problem.X + row * team.d, team.problem.W + column * team.d, team.d, team.n - row,
-                                     team.c - column};
+        const LogitTiles operands = {team.problem.X + row * team.d, team.problem.W + column * team.d, team.d,
+                                     team.n - row, team.c - column};
         multiply_tile(operands, team.d, team.tiles, [&](int m, int n, double value) {
             if (row + m < team.n && column + n < team.c) team.Z[(row + m) * team.c + column + n] = value;
         });
@@ -116,8 +116,8 @@ __device__ __forceinline__ void make_parts(const WideTeam& team) {
         const long long j = tile / across * kTileM, k = tile % across * kTileN;
         const long long first = split * rows < team.n ? split * rows : team.n;
         const long long depth = team.n - first < rows ? team.n - first : rows;
-        const GradientTiles operands = {team.Z + first * team.c + j, team.problem.X + first * team.d + k, team.c, team.d,
-                                        depth, team.c - j, team.d - k};
+        const GradientTiles operands = {team.Z + first * team.c + j, team.problem.X + first * team.d + k,
+                                        team.c, team.d, depth, team.c - j, team.d - k};
         double* to = team.parts + split * team.c * team.d;
         multiply_tile(operands, depth, team.tiles, [&](int m, int n, double value) {
             if (j + m < team.c && k + n < team.d) to[(j + m) * team.d + k + n] = value;
@@ -127,9 +127,9 @@ __device__ __forceinline__ void make_parts(const WideTeam& team) {
 
 /// G, the sum of its parts, in place of the first one; ‖G‖² of this block's entries.
 __device__ __forceinline__ double add_parts(const WideTeam& team) {
-    const long long entries = team.c * team.d;
+    const long long entries = team.c * team.d, stride = static_cast<long long>(gridDim.x) * kThreads;
     double square = 0.0;
-    for (long long e = blockIdx.x * kThreads + threadIdx.x; e < entries; e += static_cast<long long>(gridDim.x) * kThreads) {
+    for (long long e = blockIdx.x * kThreads + threadIdx.x; e < entries; e += stride) {
         double sum = 0.0;
         for (int split = 0; split < team.splits; ++split) sum += load_fresh(team.parts + split * entries + e);
         team.parts[e] = sum;

@@ -1,9 +1,9 @@
 // Products of the primal form with many columns: tiles in shared memory, float64 fragments of one warp multiplied by
 // mma.sync.m8n8k4 where there is one.
 //
-// A block of 256 threads makes a tile of 128 by 64 results, each of its 8 warps 32 by 32 (4 by 4 fragments, 64 registers
-// of sums). The depth goes by 32; the next chunk is copied (cp.async) while one is multiplied. Strides in shared memory
-// are such that no two lanes of a fragment load meet in a bank.
+// A block of 256 threads makes a tile of 128 by 64 results, each of its 8 warps 32 by 32 (4 by 4 fragments, 64
+// registers of sums). The depth goes by 16; two chunks are being copied (cp.async) while one is multiplied. Strides in
+// shared memory are such that no two lanes of a fragment load meet in a bank.
 #pragma once
 
 #include "device/platform.cuh"
@@ -11,7 +11,7 @@
 namespace kpl {
 namespace {
 
-constexpr int kThreads = 256, kTileM = 128, kTileN = 64, kDepth = 32;
+constexpr int kThreads = 256, kTileM = 128, kTileN = 64, kDepth = 16, kStages = 3;
 constexpr int kFragments = 4;  // of a warp each way
 
 /// Copies ROWS x COLUMNS of a row-major array into shared memory; what lies outside is zero. 16 bytes at a time where
@@ -29,7 +29,8 @@ __device__ __forceinline__ void fetch_block(T* to, const T* from, long long ld, 
             copy_async_16(slot, from + r * ld + k);
         else
 #pragma unroll 1
-            for (int e = 0; e < V; ++e) slot[e] = r < rows && k + e < columns ? load_fresh(from + r * ld + k + e) : T(0);
+            for (int e = 0; e < V; ++e)
+                slot[e] = r < rows && k + e < columns ? load_fresh(from + r * ld + k + e) : T(0);
     }
 }
 
@@ -63,7 +64,9 @@ struct LogitTiles {
         fetch_block<kTileN, kDepth, kStride>(stage.W, W + at, d, columns, d - at);
     }
     static __device__ __forceinline__ double left(const Stage& stage, int m, int k) { return stage.X[m * kStride + k]; }
-    static __device__ __forceinline__ double right(const Stage& stage, int k, int n) { return stage.W[n * kStride + k]; }
+    static __device__ __forceinline__ double right(const Stage& stage, int k, int n) {
+        return stage.W[n * kStride + k];
+    }
 };
 
 /// G tile: classes of R (n, c) against coordinates of X (n, d); the depth is the rows.
@@ -82,7 +85,9 @@ struct GradientTiles {
         fetch_block<kDepth, kTileN, kRight>(stage.X, X + at * d, d, rows - at, columns);
     }
     static __device__ __forceinline__ double left(const Stage& stage, int m, int k) { return stage.R[k * kLeft + m]; }
-    static __device__ __forceinline__ double right(const Stage& stage, int k, int n) { return stage.X[k * kRight + n]; }
+    static __device__ __forceinline__ double right(const Stage& stage, int k, int n) {
+        return stage.X[k * kRight + n];
+    }
 };
 
 /// The tile's product in registers, then `write(m, n, value)` for every entry of it.
@@ -92,28 +97,33 @@ __device__ __forceinline__ void multiply_tile(const Tiles& tiles, long long dept
     const int lane = threadIdx.x % KPL_WARP, warp = threadIdx.x / KPL_WARP;
     const int m = warp / 2 * 8 * kFragments, n = warp % 2 * 8 * kFragments, group = lane / 4, pair = lane % 4;
     double sums[kFragments][kFragments][2] = {};
-    tiles.fetch(stages[0], 0);
-    copy_async_commit();
-    int now = 0;
-    for (long long at = 0; at < depth; at += kDepth, now ^= 1) {
-        if (at + kDepth < depth) tiles.fetch(stages[now ^ 1], at + kDepth);
+    const int chunks = static_cast<int>((depth + kDepth - 1) / kDepth);
+    const auto fetch = [&](int chunk) {
+        if (chunk < chunks) tiles.fetch(stages[chunk % kStages], static_cast<long long>(chunk) * kDepth);
         copy_async_commit();
-        copy_async_wait<1>();
-        __syncthreads();
+    };
+    for (int chunk = 0; chunk + 1 < kStages; ++chunk) fetch(chunk);
+#pragma unroll 1
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+        copy_async_wait<kStages - 2>();
+        __syncthreads();  // the chunk is there for all, and all are done with the one before, whose place is next
+        fetch(chunk + kStages - 1);
+        const auto& stage = stages[chunk % kStages];
 #pragma unroll
         for (int k = 0; k < kDepth; k += 4) {
             double a[kFragments], b[kFragments];
 #pragma unroll
-            for (int i = 0; i < kFragments; ++i) a[i] = Tiles::left(stages[now], m + 8 * i + group, k + pair);
+            for (int i = 0; i < kFragments; ++i) a[i] = Tiles::left(stage, m + 8 * i + group, k + pair);
 #pragma unroll
-            for (int j = 0; j < kFragments; ++j) b[j] = Tiles::right(stages[now], k + pair, n + 8 * j + group);
+            for (int j = 0; j < kFragments; ++j) b[j] = Tiles::right(stage, k + pair, n + 8 * j + group);
 #pragma unroll
             for (int i = 0; i < kFragments; ++i)
 #pragma unroll
                 for (int j = 0; j < kFragments; ++j) multiply_fragments(sums[i][j], a[i], b[j]);
         }
-        __syncthreads();
     }
+    copy_async_wait<0>();
+    __syncthreads();
 #pragma unroll
     for (int i = 0; i < kFragments; ++i)
 #pragma unroll

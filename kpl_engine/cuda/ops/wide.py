@@ -25,8 +25,8 @@ class PrimalPlan:
 
 _BLOCK = 256
 _FIXED = 352  # bytes of WideShared
-_TILE_M, _TILE_N, _DEPTH = 128, 64, 32  # of wide_product.cuh
-_SHARED = _FIXED + 2 * max(
+_TILE_M, _TILE_N, _DEPTH = 128, 64, 16  # of wide_product.cuh
+_SHARED = _FIXED + 3 * max(
     4 * _TILE_M * (_DEPTH + 4) + 8 * _TILE_N * (_DEPTH + 4), 8 * _DEPTH * (_TILE_M + 4) + 4 * _DEPTH * (_TILE_N + 8)
 )
 _SPLIT_TILE, _SPLIT_DEPTH = 128, 32  # of split_product.cuh
