@@ -116,15 +116,15 @@ static __device__ void pass(Scene& scene, const Rows& rows) {
     meet_columns(scene);
 }
 
-// P <- softmax(S / tau_t) / shares, or the logarithm of the softmax. Where an entry is the maximum of its row the
-// exponent is 0 by definition, which keeps inf - inf out and makes a row of only -inf uniform.
+// P <- softmax(S / tau_t) / shares, or the logarithm of the softmax. The maximum is subtracted before the division, so
+// no finite S overflows; -inf comes of a temperature below 1e-308 alone.
 struct SoftmaxRows {
     const double* S;
     double* P;
     double tau_t, shares;
     bool logs;
 
-    __device__ double exponent(double s, double peak) const { return s == peak ? 0.0 : (s - peak) / tau_t; }
+    __device__ double exponent(double s, double peak) const { return (s - peak) / tau_t; }
     __device__ double added(double p) const { return logs ? exp(p) : p; }
 
     __device__ double operator()(long long i, int lane, int width, int c) const {

@@ -123,7 +123,7 @@ def test_many_problems_of_different_sizes_in_one_launch(checked_context):
 def test_several_blocks_share_a_large_problem(open_context):
     cases = [make_case(1100, 300, 3), make_case(300, 300, 50), make_case(40, 300, 3)]
     proxies = [proxies_of(case, 1e-7) for case in cases]
-    for options in ({"seed": 3, "num_multiprocessors": 9}, {"has_cooperative": False}):
+    for options in ({"seed": 3, "num_multiprocessors": 9}, {"num_multiprocessors": 1}, {"has_cooperative": False}):
         found = solve(open_context(**options), cases, proxies)
         for result, case, W in zip(found, cases, proxies, strict=True):
             check(result, case, W)
