@@ -117,7 +117,7 @@ cuda-compile:
 	$(PYTHON) kernels/check_bounds.py --jobs $(JOBS) $(FIGURES_ARGUMENT)
 
 cuda-bounds:
-	$(PYTHON) kernels/check_bounds.py --jobs $(JOBS) --write
+	$(PYTHON) kernels/check_bounds.py --jobs $(JOBS) --write $(FIGURES_ARGUMENT)
 
 bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py

@@ -96,17 +96,25 @@ def compare(bounds: dict[str, dict[str, dict[str, int]]], found: dict[str, dict[
 
 
 def write(found: dict[str, dict[str, Resources]], version: str) -> None:
-    """One line a kernel and architecture, so that a change is one line in a review."""
+    """One line a kernel and architecture, so that a change is one line in a review. Bounds of architectures whose
+    figures were not read stay.
+    """
+    before = json.loads(BOUNDS.read_text())["kernels"] if BOUNDS.exists() else {}
     kernels = []
-    for kernel in sorted(found):
-        lines = [f'      "{name}": {json.dumps(asdict(used))}' for name, used in found[kernel].items()]
+    for kernel, per_architecture in sorted(found.items()):
+        merged = before.get(kernel, {}) | {name: asdict(used) for name, used in per_architecture.items()}
+        lines = [
+            f'      "{name}": {json.dumps(merged[name])}' for name in sorted(merged, key=lambda name: int(name[3:]))
+        ]
         kernels.append(f'    "{kernel}": {{\n' + ",\n".join(lines) + "\n    }")
     BOUNDS.write_text(f'{{\n  "nvcc": "{version}",\n  "kernels": {{\n' + ",\n".join(kernels) + "\n  }\n}\n")
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write bounds.json instead of checking it")
+    parser.add_argument(
+        "--write", action="store_true", help="write bounds.json (those of --figures) instead of checking it"
+    )
     parser.add_argument("--figures", metavar="75,90", help="architectures whose figures are read (default: all)")
     parser.add_argument("--nvcc", default="nvcc")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
@@ -114,8 +122,6 @@ def arguments() -> argparse.Namespace:
     options.figures = [int(word) for word in options.figures.split(",")] if options.figures else list(ARCHITECTURES)
     if unknown := set(options.figures) - set(ARCHITECTURES):
         parser.error(f"--figures: expected numbers among {ARCHITECTURES}, got {sorted(unknown)}")
-    if options.write and len(options.figures) < len(ARCHITECTURES):
-        parser.error("--write needs the figures of all architectures")
     return options
 
 
@@ -125,10 +131,10 @@ def main() -> None:
     told = subprocess.run([options.nvcc, "--version"], capture_output=True, text=True, check=True).stdout  # noqa: S603
     release = re.search(r"release (\d+)\.(\d+)", told)
     version = f"{release.group(1)}.{release.group(2)}" if release else "unknown"
-    # The slowest first, so that none is left for the end.
-    sources = sorted(HERE.glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True)
-    tasks = [Task(source, number, number not in options.figures) for number in ARCHITECTURES for source in sources]
-    tasks.sort(key=lambda task: task.is_quick)
+    sources = sorted(HERE.glob("*.cu"))
+    architectures = options.figures if options.write else ARCHITECTURES
+    tasks = [Task(source, number, number not in options.figures) for number in architectures for source in sources]
+    tasks.sort(key=lambda task: task.is_quick)  # the slow ones first, so that none is left for the end
     found: dict[str, dict[str, Resources]] = {}
     with ThreadPoolExecutor(options.jobs) as pool:
         for task, kernels in zip(tasks, pool.map(lambda task: compile_one(task, options.nvcc), tasks), strict=True):
@@ -136,7 +142,7 @@ def main() -> None:
                 if not task.is_quick:
                     found.setdefault(kernel, {})[f"sm_{task.architecture}"] = resources
     print(
-        f"{len(sources)} sources, {len(found)} kernels, {len(ARCHITECTURES)} architectures compiled with nvcc {version}"
+        f"{len(sources)} sources, {len(found)} kernels, {len(architectures)} architectures compiled with nvcc {version}"
     )
     print(f"figures of {', '.join(f'sm_{number}' for number in options.figures)}: {time.monotonic() - started:.0f} s")
     if options.write:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kpl_engine.errors import CudaModuleError
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+KERNELS = (Path(__file__).parents[2] / "kernels").resolve()
 SHIM = KERNELS / "host_shim"
 _COMPILER = "g++"
 _COMMON = ["-std=c++17", "-fPIC", "-g", "-Wall", "-Wextra"]

@@ -53,6 +53,18 @@ class TestBounds:
         wrong = list(bounds.compare({"k": {"sm_90": bound}}, found))
         assert wrong == [f"k on sm_90: {name} expected at most {bound[name]}, got {bound[name] + 4}"]
 
+    def test_writing_keeps_what_was_not_read(self, bounds, tmp_path, monkeypatch):
+        monkeypatch.setattr(bounds, "BOUNDS", tmp_path / "bounds.json")
+        used = bounds.Resources(32, 0, 8, 0)
+        bounds.write({"kept": {"sm_90": used, "sm_120": used}, "gone": {"sm_90": used}}, "13.0")
+        bounds.write({"kept": {"sm_90": bounds.Resources(40, 4, 8, 0)}}, "13.0")
+        written = json.loads(bounds.BOUNDS.read_text())
+        assert written["nvcc"] == "13.0"
+        assert list(written["kernels"]) == ["kept"]
+        assert list(written["kernels"]["kept"]) == ["sm_90", "sm_120"]
+        assert written["kernels"]["kept"]["sm_90"]["registers"] == 40
+        assert list(bounds.compare(written["kernels"], {"kept": {"sm_120": used}})) == []
+
     def test_kernels_without_bounds_and_bounds_without_kernels_are_told(self, bounds):
         found = {"new": {"sm_90": bounds.Resources(1, 0, 0, 0)}}
         told = list(bounds.compare({"old": {}}, found))
@@ -61,7 +73,7 @@ class TestBounds:
             "old: in bounds.json, but no such kernel",
         ]
 
-    def test_every_kernel_has_bounds_on_every_architecture(self, bounds):
+    def test_every_kernel_has_bounds_on_three_generations(self, bounds):
         committed = json.loads(bounds.BOUNDS.read_text())["kernels"]
         text = "".join(path.read_text() for path in KERNELS.glob("*.cu"))
         exported = set(re.findall(r"KPL_EXPORT_KERNEL\((\w+)\)", text))
@@ -69,7 +81,7 @@ class TestBounds:
         assert exported <= set(committed)
         assert all(name.startswith(families) for name in set(committed) - exported)
         for name, per_architecture in committed.items():
-            assert list(per_architecture) == [f"sm_{number}" for number in bounds.ARCHITECTURES], name
+            assert {"sm_75", "sm_90", "sm_120"} <= set(per_architecture), name
 
     def test_ci_reads_the_figures_of_three_generations_and_compiles_all(self, bounds):
         assert "make cuda-compile FIGURES=75,90,120" in (ROOT / ".ci" / "run").read_text()
