@@ -198,6 +198,11 @@ class ProblemTable:
         used = self.num_problems * sum(self._strides[name] for name in _CLEARED)
         self.context.driver.fill(self._results.address, 0, used, self.context.stream)
 
+    def clear_counters(self) -> None:
+        """Zero the barrier counters alone: before a launch whose teams differ from those of the launch before."""
+        start, stride, _ = self._slots["counters"]
+        self.context.driver.fill(start, 0, self.num_problems * stride, self.context.stream)
+
     def copy_back(self) -> None:
         """Start the one copy of all results into pinned memory; may be captured."""
         self.context.driver.copy_out(self.pinned(), self._results.address, self.context.stream)

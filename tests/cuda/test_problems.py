@@ -132,6 +132,22 @@ def test_clear_zeroes_every_record(context):
     assert all(not any(result.record.values()) for result in results(table))
 
 
+def test_teams_of_another_size_need_no_clearing_between(open_context):
+    """A barrier counts on from where other teams have left its counter, and would wait for blocks that do not come."""
+    context = open_context(num_multiprocessors=16)
+    cases = [make_case(n, 260, 3, counts=[400, 20, 30]) for n in (1500, 900, 700)]
+    table = open_table(context, cases[:1])
+    for case in cases:
+        table.set_sizes(n=len(case.X))
+        table.write("X", case.X)
+        launch_text_proxy(context, table)
+        launch_labels(context, table)
+        alone = open_table(open_context(num_multiprocessors=16), [case])
+        alone.write("E", cases[0].E)
+        launch_text_proxy(alone.context, alone)
+        np.testing.assert_array_equal(results(table)[0].T, results(alone)[0].T)
+
+
 def test_results_are_arrays_of_their_own(context):
     table = open_table(context, [make_case(5, 4, 2)])
     launch_text_proxy(context, table)

@@ -27,7 +27,7 @@ def launch_answer(context: Context, table: ProblemTable, tau: float) -> None:
 
     Reads X, W (c, d) float64 and the record's ``mass``; writes all ``out_`` arrays as `solution_of` of
     solver/finishing.py does, ``out_probabilities = softmax(out_scores / tau)``, and ``fits`` of the record: 1 where
-    all is finite in float32. Needs `answer_workspace` and a cleared table.
+    all is finite in float32. Needs `answer_workspace`.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def launch_answer(context: Context, table: ProblemTable, tau: float) -> None:
         raise ConfigError(f"tau: expected a temperature > 0, got {tau!r}")
     size = table.capacity
     units = product_units(size.n, size.d, size.c + 1)
-    launch, team = team_launch(context, "answer", units, table.num_problems, _BLOCK, _SHARED_BYTES)
+    launch, team = team_launch(context, table, "answer", units, _BLOCK, _SHARED_BYTES)
     context.launch(
         context.kernel("answer", "answer"),
         launch,

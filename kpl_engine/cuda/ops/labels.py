@@ -40,7 +40,7 @@ def launch_labels(
     """Put the pseudo labels of every problem into the stream (method.md 2); no host synchronisation.
 
     Reads X, T and, where a problem has one, the prior (which replaces ``gamma``). Writes S = X T and P (n, c) float64,
-    and ``mass`` and ``num_hardened`` of the record. Needs `labels_workspace` and a cleared table. The options are those
+    and ``mass`` and ``num_hardened`` of the record. Needs `labels_workspace`. The options are those
     of `kpl_engine.solver.labels.refine_labels` and of `harden`; ``alpha=None`` hardens nothing.
 
     Raises
@@ -52,7 +52,7 @@ def launch_labels(
     size = table.capacity
     shared = _REDUCE_BYTES + 8 * max(_STAGED, _BLOCK + 2 * size.c)
     units = product_units(size.n, size.d, size.c)
-    launch, team = team_launch(context, "refine_labels", units, table.num_problems, _BLOCK, shared)
+    launch, team = team_launch(context, table, "refine_labels", units, _BLOCK, shared)
     context.launch(
         context.kernel("refine_labels", "refine_labels"),
         launch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kpl_engine.cuda.base import Launch
 from kpl_engine.cuda.context import Context
+from kpl_engine.cuda.problems import ProblemTable
 from kpl_engine.errors import ConfigError
 
 __all__ = ["MOST_BLOCKS", "product_units", "team_launch", "team_size"]
@@ -22,12 +23,13 @@ def team_size(units: int) -> int:
 
 
 def team_launch(
-    context: Context, source: str, units: int, num_problems: int, block: int, shared_bytes: int
+    context: Context, table: ProblemTable, source: str, units: int, block: int, shared_bytes: int
 ) -> tuple[Launch, int]:
     """The launch of kernel ``source`` for problems of at most this work, and how many blocks a team has in it.
 
     Teams of several blocks need a cooperative launch, and all blocks resident: on a GPU with fewer places than a team
-    wants, or a driver without such launches, teams are smaller. `ConfigError` where not even one block fits.
+    wants, or a driver without such launches, teams are smaller. Their counters are zeroed, for a barrier that starts
+    from a count of other teams would never open. `ConfigError` where not even one block fits.
     """
     driver = context.driver
     at_once = driver.blocks_per_multiprocessor(context.kernel(source, source), block, shared_bytes)
@@ -39,5 +41,6 @@ def team_launch(
     places = at_once * driver.info.num_multiprocessors
     team = min(team_size(units), places) if driver.features.has_cooperative else 1
     if team == 1:
-        return Launch(num_problems, block, shared_bytes), 1
-    return Launch(team * min(num_problems, places // team), block, shared_bytes, is_cooperative=True), team
+        return Launch(table.num_problems, block, shared_bytes), 1
+    table.clear_counters()
+    return Launch(team * min(table.num_problems, places // team), block, shared_bytes, is_cooperative=True), team

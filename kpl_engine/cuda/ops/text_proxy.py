@@ -28,7 +28,7 @@ def launch_text_proxy(context: Context, table: ProblemTable) -> None:
     """Put Text Proxy Optimization of every problem into the stream (method.md 1); no host synchronisation.
 
     Reads X, E and first; writes T (c, d) float32, scores (M) and kept (c, k). ``retrieval="all"`` is k at least the
-    size of the largest class. Needs `text_proxy_workspace` and a cleared table. The same features and descriptions
+    size of the largest class. Needs `text_proxy_workspace` of scratch. The same features and descriptions
     give the same bits in every table, but for GPUs too small for the team that a problem wants.
 
     Raises
@@ -39,7 +39,7 @@ def launch_text_proxy(context: Context, table: ProblemTable) -> None:
     size = table.capacity
     shared = 8 * max(_STAGED, size.d)
     units = _units(size.n, size.d, size.M)
-    launch, team = team_launch(context, "text_proxy", units, table.num_problems, _BLOCK, shared)
+    launch, team = team_launch(context, table, "text_proxy", units, _BLOCK, shared)
     context.launch(
         context.kernel("text_proxy", "text_proxy"),
         launch,
