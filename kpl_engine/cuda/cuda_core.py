@@ -136,6 +136,8 @@ class CudaCoreDriver:
 
     def copy_in(self, address: int, array: npt.NDArray[Any], stream: Stream) -> None:
         check_array(array, "copy to the device")
+        if not array.nbytes:
+            return  # whether the driver takes a copy of nothing is not written anywhere
         with self.calling(f"copy {array.nbytes} bytes to the device") as check:
             is_pinned = self._refuse_recording(array, stream, check)
             check(self._cu.cuMemcpyHtoDAsync(address, array.ctypes.data, array.nbytes, stream.handle))
@@ -145,17 +147,21 @@ class CudaCoreDriver:
 
     def copy_out(self, array: npt.NDArray[Any], address: int, stream: Stream) -> None:
         check_array(array, "copy from the device")
+        if not array.nbytes:
+            return
         with self.calling(f"copy {array.nbytes} bytes from the device") as check:
             self._refuse_recording(array, stream, check)
             check(self._cu.cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream.handle))
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         with self.calling(f"copy {nbytes} bytes on the device") as check:
-            check(self._cu.cuMemcpyDtoDAsync(target, source, nbytes, stream.handle))
+            if nbytes:
+                check(self._cu.cuMemcpyDtoDAsync(target, source, nbytes, stream.handle))
 
     def fill(self, address: int, byte: int, nbytes: int, stream: Stream) -> None:
         with self.calling(f"fill {nbytes} bytes on the device") as check:
-            check(self._cu.cuMemsetD8Async(address, byte, nbytes, stream.handle))
+            if nbytes:
+                check(self._cu.cuMemsetD8Async(address, byte, nbytes, stream.handle))
 
     def launch(self, kernel: Kernel, launch: Launch, args: Sequence[np.generic], stream: Stream) -> None:
         check_launch(kernel.name, launch, args, self.info, self.features)

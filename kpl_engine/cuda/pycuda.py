@@ -136,11 +136,13 @@ class PycudaDriver:
 
     def copy_on(self, target: int, source: int, nbytes: int, stream: Stream) -> None:
         with self.calling(f"copy {nbytes} bytes on the device"):
-            self._cu.memcpy_dtod_async(target, source, nbytes, inner_of(stream))
+            if nbytes:
+                self._cu.memcpy_dtod_async(target, source, nbytes, inner_of(stream))
 
     def fill(self, address: int, byte: int, nbytes: int, stream: Stream) -> None:
         with self.calling(f"fill {nbytes} bytes on the device"):
-            self._cu.memset_d8_async(address, byte, nbytes, inner_of(stream))
+            if nbytes:
+                self._cu.memset_d8_async(address, byte, nbytes, inner_of(stream))
 
     def launch(self, kernel: Kernel, launch: Launch, args: Sequence[np.generic], stream: Stream) -> None:
         check_launch(kernel.name, launch, args, self.info, self.features)

@@ -153,6 +153,11 @@ def check_copies_go_both_ways(lab: Lab) -> None:
     assert context.download(other).tolist() == [0, 1, 2, 0, 0]
     context.driver.fill(other.address, 0xFF, 4, context.stream)
     assert context.download(other)[0] == -1
+    lab.asked()
+    context.driver.copy_on(other.address, there.address, 0, context.stream)
+    context.driver.fill(other.address, 0, 0, context.stream)
+    context.upload(np.zeros((3, 0)))
+    assert lab.asked("cuMemcpy|cuMemset") == [], "nothing is asked to copy nothing"
     # A view of every second row has no single run of bytes.
     refused(
         ShapeError,
