@@ -15,6 +15,7 @@ from kpl_engine.cli.common import format_table, to_json
 from kpl_engine.cuda.failures import release
 from kpl_engine.cuda.probe import Probe, probe
 from kpl_engine.cuda.select import describe, explain_absence
+from kpl_engine.encoder import tensorrt_library
 from kpl_engine.solver import cpu
 
 __all__ = ["add_parser", "examine", "run"]
@@ -90,8 +91,8 @@ def _backends(packages: dict[str, str | None], providers: list[str], found: Prob
     absent = [name for name in _EXPORT_PACKAGES if packages[name] is None]
     cuda_provider = "CUDAExecutionProvider" in providers
     # The first sentence: what to do about it stands in the line on the GPU.
-    missing_cuda = (explain_absence(found=found) or "").split(". ")[0]
-    missing_cuda = missing_cuda or ("" if cuda_provider else "needs onnxruntime-gpu")
+    absence = (explain_absence(found=found) or "").split(". ")[0]
+    missing_cuda = absence or ("" if cuda_provider else "needs onnxruntime-gpu")
     can_solve, how = describe(found=found)
 
     def entry(name: str, ready: bool, detail: str) -> dict[str, Any]:
@@ -100,13 +101,18 @@ def _backends(packages: dict[str, str | None], providers: list[str], found: Prob
     return [
         entry("encoder: cpu", "CPUExecutionProvider" in providers, "ONNX Runtime CPU"),
         entry("encoder: cuda", not missing_cuda, missing_cuda or "ONNX Runtime CUDA"),
-        entry("encoder: tensorrt", False, "not built into this version"),
+        entry("encoder: tensorrt", *_tensorrt(absence)),
         entry("solver: cpu", True, cpu.describe()),
         entry("solver: cuda", can_solve, how if can_solve else how.split(". ")[0]),
         _optional("tokenizer: Hugging Face", packages["tokenizers"], "tokenizers"),
         _optional("images: DICOM", packages["pydicom"], "dicom"),
         entry("export", not absent, f'missing {", ".join(absent)}: pip install "kpl-engine[export]"' if absent else ""),
     ]
+
+
+def _tensorrt(absence: str) -> tuple[bool, str]:
+    """Not imported without a GPU: it takes a second and needs the driver's library."""
+    return (False, absence) if absence else tensorrt_library.describe()
 
 
 def _optional(name: str, installed: str | None, extra: str) -> dict[str, Any]:

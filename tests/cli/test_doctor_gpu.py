@@ -38,7 +38,7 @@ def test_without_a_driver_it_says_so_and_what_to_do(doctor):
     assert f"gpu: none: {ABSENT}" in text
     assert record["gpu"] == f"none: {ABSENT}"
     assert (record["gpus"], record["cuda_driver"]) == ([], None)
-    for name in ("encoder: cuda", "solver: cuda"):
+    for name in ("encoder: cuda", "encoder: tensorrt", "solver: cuda"):
         assert back_end(record, name) == {
             "name": name,
             "ready": False,
@@ -74,3 +74,17 @@ def test_an_old_driver_serves_no_back_end(doctor, monkeypatch):
     assert "11.4" in back_end(record, "encoder: cuda")["detail"]
     _, _, record = doctor(H200)
     assert back_end(record, "encoder: cuda") == {"name": "encoder: cuda", "ready": True, "detail": "ONNX Runtime CUDA"}
+
+
+@pytest.mark.parametrize(
+    "said", [(True, "tensorrt 10.16.1.11"), (False, "TensorRT is not available (tensorrt: no module)")]
+)
+def test_tensorrt_is_asked_for_only_where_there_is_a_gpu(doctor, monkeypatch, said):
+    asked = []
+    monkeypatch.setattr(doctor_command.tensorrt_library, "describe", lambda: asked.append(1) or said)
+    _, _, record = doctor(Probe(ABSENT))
+    assert not asked
+    assert back_end(record, "encoder: tensorrt")["detail"] == "no NVIDIA driver: libcuda.so.1 was not found"
+    _, _, record = doctor(H200)
+    found = back_end(record, "encoder: tensorrt")
+    assert (found["ready"], found["detail"]) == said
