@@ -15,7 +15,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from kpl_engine.cuda.base import Allocation, DeviceInfo, Event, Features, Graph, Kernel, Launch, Module, Stream
+from kpl_engine.cuda.base import Allocation, Event, Features, Graph, Kernel, Launch, Module, Stream
 from kpl_engine.cuda.cuda_core_objects import (
     PORTABLE_CLUSTER,
     Check,
@@ -24,7 +24,9 @@ from kpl_engine.cuda.cuda_core_objects import (
     CudaCoreKernel,
     CudaCoreModule,
     CudaCoreStream,
+    device_info,
     inner_of,
+    launch_config,
 )
 from kpl_engine.cuda.failures import UNFIT_IMAGE, failure, number_of
 from kpl_engine.cuda.guard import Guard, check_array, check_launch
@@ -73,7 +75,7 @@ class CudaCoreDriver:
             self._handle = check(bindings.cuDeviceGet(ordinal))
             self._context = check(bindings.cuCtxGetCurrent())
             try:
-                self.info = self._describe(ordinal, check)
+                self.info = device_info(self._device, ordinal, bindings, self._handle, check)
                 has_cooperative = bool(self._device.properties.cooperative_launch)
             finally:
                 bindings.cuCtxSetCurrent(before)
@@ -169,7 +171,7 @@ class CudaCoreDriver:
             own = cast(CudaCoreKernel, kernel)
             own.check_arguments(args)
             own.allow(launch, check)
-            self._core.launch(inner_of(stream), self._shape(launch), own.inner, *args)
+            self._core.launch(inner_of(stream), launch_config(self._core, launch), own.inner, *args)
 
     def blocks_per_multiprocessor(self, kernel: Kernel, block: int, shared_bytes: int) -> int:
         if shared_bytes > self.info.max_shared_bytes:
@@ -190,7 +192,7 @@ class CudaCoreDriver:
                 own = cast(CudaCoreKernel, kernel)
                 own.allow(launch, check)
                 stream = self._device.default_stream
-                return int(own.inner.occupancy.max_active_clusters(self._shape(launch), stream=stream))
+                return int(own.inner.occupancy.max_active_clusters(launch_config(self._core, launch), stream=stream))
         except CudaError as error:
             if error.code in _NO_SUCH_CLUSTER:
                 return 0
@@ -265,30 +267,6 @@ class CudaCoreDriver:
             return answer[1] if len(answer) > 1 else None
 
         return check
-
-    def _describe(self, ordinal: int, check: Check) -> DeviceInfo:
-        device, found = self._device, self._device.properties
-        return DeviceInfo(
-            ordinal=ordinal,
-            name=str(device.name),
-            compute_capability=(int(device.compute_capability[0]), int(device.compute_capability[1])),
-            num_multiprocessors=int(found.multiprocessor_count),
-            max_shared_bytes=int(found.max_shared_memory_per_block_optin),
-            l2_bytes=int(found.l2_cache_size),
-            total_bytes=int(check(self._cu.cuDeviceTotalMem(self._handle))),
-            driver_version=int(check(self._cu.cuDriverGetVersion())),
-        )
-
-    def _shape(self, launch: Launch) -> Any:
-        """cuda.core counts the grid in clusters where there are any."""
-        clusters = {} if launch.cluster == 1 else {"cluster": launch.cluster}
-        return self._core.LaunchConfig(
-            grid=launch.grid // launch.cluster,
-            block=launch.block,
-            shmem_size=launch.shared_bytes,
-            is_cooperative=launch.is_cooperative,
-            **clusters,
-        )
 
     def _refuse_recording(self, array: npt.NDArray[Any], stream: Stream, check: Check) -> bool:
         """Whether ``array`` is page-locked. If not, a graph would read or write its address long after: `CudaError`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kpl_engine.cuda.base import Kernel, Launch, Stream
+from kpl_engine.cuda.base import DeviceInfo, Kernel, Launch, Stream
 from kpl_engine.cuda.failures import no_kernel
 from kpl_engine.errors import CudaError, CudaLaunchError
 
@@ -21,7 +21,9 @@ __all__ = [
     "CudaCoreKernel",
     "CudaCoreModule",
     "CudaCoreStream",
+    "device_info",
     "inner_of",
+    "launch_config",
 ]
 
 PORTABLE_CLUSTER = 8  # blocks; every GPU with clusters takes it
@@ -141,3 +143,30 @@ class CudaCoreGraph:
 def inner_of(wrapped: Any) -> Any:
     """cuda.core's object in one of ours."""
     return wrapped.inner
+
+
+def launch_config(core: Any, launch: Launch) -> Any:
+    """cuda.core's own; it counts the grid in clusters where there are any."""
+    clusters = {} if launch.cluster == 1 else {"cluster": launch.cluster}
+    return core.LaunchConfig(
+        grid=launch.grid // launch.cluster,
+        block=launch.block,
+        shmem_size=launch.shared_bytes,
+        is_cooperative=launch.is_cooperative,
+        **clusters,
+    )
+
+
+def device_info(device: Any, ordinal: int, bindings: Any, handle: Any, check: Check) -> DeviceInfo:
+    """The GPU as cuda.core and the driver describe it."""
+    found = device.properties
+    return DeviceInfo(
+        ordinal=ordinal,
+        name=str(device.name),
+        compute_capability=(int(device.compute_capability[0]), int(device.compute_capability[1])),
+        num_multiprocessors=int(found.multiprocessor_count),
+        max_shared_bytes=int(found.max_shared_memory_per_block_optin),
+        l2_bytes=int(found.l2_cache_size),
+        total_bytes=int(check(bindings.cuDeviceTotalMem(handle))),
+        driver_version=int(check(bindings.cuDriverGetVersion())),
+    )
