@@ -66,7 +66,7 @@ __device__ __forceinline__ void add_blocks(const PrimalTeam& team, int columns, 
     for (int first = kOwn * blockIdx.x; first < entries; first += kOwn * gridDim.x) {
         const double* from = partial_of(team) + first + threadIdx.x % kOwn;
         double sum = 0.0;
-#pragma unroll 4
+#pragma unroll 8
         for (unsigned block = threadIdx.x / kOwn; block < gridDim.x; block += groups)
             sum += load_fresh(from + static_cast<long long>(block) * entries);
         for (int mask = kOwn; mask < KPL_WARP; mask *= 2) sum += __shfl_xor_sync(KPL_FULL_MASK, sum, mask);

@@ -143,7 +143,7 @@ __device__ __noinline__ void make_split_parts(const SplitTeam& team) {
     for (long long item = blockIdx.x; item < splits * tiles; item += gridDim.x) {
         const long long split = item / tiles, tile = item % tiles;
         const long long j = tile / across * kSplitTile, k = tile % across * kSplitTile;
-        const long long first = split * rows < all ? split * rows : all, last = first + rows < all ? first + rows : all;
+        const long long first = split * rows, last = first + rows < all ? first + rows : all;  // may be no rows
         double* to = team.wide.parts + split * c * d;
         multiply_split_tile(team.residuals, j, c - j, team.columns, k, d - k, first, last, team.wide.tiles,
                             [&](int m, int n, float value) {

@@ -18,7 +18,7 @@ _ROWS = {1: 8, 2: 8, 4: 4, 8: 4}  # of a tile, by columns of the kernel
 _OWN = 4  # coordinates of a thread, kOwn of primal_rows.cuh
 _MAX_D = 1024  # 256 threads
 _SLOTS = 2  # tiles under way, kSlots
-_BLOCKS_PER_SM = 8  # more cost the grid's barriers more than they hide
+_BLOCKS_PER_SM = 4  # each adds a partial sum to read: more cost the exchange more than they hide
 _SYSTEM_SHARED = 1024  # bytes of each block that the GPU keeps
 
 
