@@ -72,6 +72,11 @@ def test_more_taps_than_registers_hold_and_rows_in_pieces(context):
     check(context, [image[:, :, :1].repeat(4, axis=2)], Preprocess("squash", 16, 64))
 
 
+def test_a_band_of_more_rows_than_a_block_holds(context):
+    """8 output rows of 600 pixels shrunk by 37 read 370 source rows; 256 lie in shared memory at once."""
+    check(context, [random_image(np.random.default_rng(7), 600, 400)], Preprocess("squash", 16, 16))
+
+
 def test_no_race_in_any_order(seeded_context):
     random = np.random.default_rng(4)
     images = [random_image(random, *size) for size in [(40, 90), (130, 33), (7, 5), (99, 20)]]
