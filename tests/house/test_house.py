@@ -97,7 +97,7 @@ def test_no_assert_no_pickle_no_environment_outside_the_door(path):
     assert not any(isinstance(node, ast.Assert) for node in ast.walk(tree)), "python -O would drop it"
     assert not imported & {"pickle", "marshal", "shelve", "dill", "joblib"}
     if "cli" not in path.parts:
-        assert not names & {"environ", "getenv"} or path.name == "kernel_cache.py", "the environment is read at the door"
+        assert not names & {"environ", "getenv"} or path.name == "kernel_cache.py", "read at the door only"
 
 
 def test_the_cache_of_kernels_asks_the_environment_for_the_cache_folder_alone():
