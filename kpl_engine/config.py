@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from kpl_engine.errors import ConfigError
 
 __all__ = [
+    "SOLVERS",
     "DecodeConfig",
     "EncoderConfig",
     "EngineConfig",
@@ -27,7 +28,8 @@ MethodName = Literal["zeroshot", "proxy", "inmap", "kpl", "kpl_stream", "onzeta"
 ModeName = Literal["batch", "frozen", "stream"]
 LabelMethod = Literal["softmax", "sinkhorn", "stable_greenkhorn", "stream"]
 Retrieval = Literal["mean", "per_image", "all"]
-SolverName = Literal["auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"]
+SolverName = Literal["auto", "schedule", "schedule_dual", "schedule_primal", "schedule_split", "closed_form"]
+SOLVERS: tuple[SolverName, ...] = get_args(SolverName)
 OtIters = int | Literal["converged"]
 _DEVICE = re.compile(r"same|auto|cpu|cuda(:\d{1,3})?")
 _MAX_THREADS = 1024  # far above any machine's worth; ONNX Runtime takes minutes to start ten thousand
@@ -86,10 +88,10 @@ class MethodConfig:
         )
         _require(self.retrieval in ("mean", "per_image", "all"), self, "retrieval", "'mean', 'per_image' or 'all'")
         _require(
-            self.solver in ("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"),
+            self.solver in SOLVERS,
             self,
             "solver",
-            "'auto', 'schedule', 'schedule_dual', 'schedule_primal' or 'closed_form'",
+            f"one of {', '.join(SOLVERS)}",
         )
         _require(
             self.min_batch is None or (type(self.min_batch) is int and self.min_batch >= 1),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kpl_engine.classification import Failure
-from kpl_engine.config import DecodeConfig, EncoderConfig, EngineConfig, MethodConfig, SolverConfig
+from kpl_engine.config import SOLVERS, DecodeConfig, EncoderConfig, EngineConfig, MethodConfig, SolverConfig
 from kpl_engine.errors import ConfigError, InputError
 from kpl_engine.solver.base import Notice
 
@@ -174,9 +174,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr", type=float, default=default.lr, help=f"step size ({default.lr})")
     group.add_argument("--proxy-iters", type=int, default=default.proxy_iters, help=f"steps ({default.proxy_iters})")
     group.add_argument("--ot-iters", default=str(default.ot_iters), help="label steps, or 'converged' (20)")
-    group.add_argument(
-        "--solver", choices=("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"), default="auto"
-    )
+    group.add_argument("--solver", choices=SOLVERS, default="auto")
     group.add_argument("--min-batch", type=int, default=None, help="fewest images to adapt to (four per class)")
     group.add_argument(
         "--prior", metavar="CLASS=SHARE,...", help="known class shares, for example normal=0.8,effusion=0.2"

@@ -17,7 +17,7 @@ from kpl_engine.errors import SolverError
 from kpl_engine.knowledge import KnowledgeBase
 from kpl_engine.solver.base import Notice, Solution, TextProxies
 from kpl_engine.solver.device_plan import DevicePlan, Work, bucket_of
-from kpl_engine.solver.run_notices import OVERFLOW, closed_form_fails, froze, not_converged, schedule_used
+from kpl_engine.solver.run_notices import OVERFLOW, SPLIT_MASS, closed_form_fails, froze, not_converged, schedule_used
 
 __all__ = ["DeviceAnswer", "DeviceItem", "DeviceSolver"]
 
@@ -58,13 +58,15 @@ class DeviceSolver:
 
     def learn(self, X: Float32, T: Float32, P: Float64, num_hardened: int, work: Work) -> Solution:
         """Proxies from text proxies ``T`` (d, c) and hardened labels ``P`` (n, c)."""
-        (n, d), c = X.shape, T.shape[1]
+        (n, d), c, mass = X.shape, T.shape[1], float(P.sum())
+        if work.solver == "schedule_split" and not 2 * mass >= n:
+            raise SolverError(SPLIT_MASS.format(f"labels of mass {mass:.3g} for {n} images"))
         with self.context.turn:
             plan = self._plan(work, Capacity(bucket_of(n), d, c), ())
             plan.table.set_sizes(n=n)
             for name, array in (("X", X), ("T", np.ascontiguousarray(T.T)), ("P", P)):
                 plan.table.write(name, np.ascontiguousarray(array), 0)
-            (result,) = plan.run(float(P.sum()), num_hardened)
+            (result,) = plan.run(mass, num_hardened)
             return self._solution(plan, 0, result, work)
 
     def answer(self, item: DeviceItem, work: Work) -> DeviceAnswer:

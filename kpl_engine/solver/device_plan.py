@@ -179,7 +179,7 @@ def _choose_schedule(context: Context, work: Work, size: Capacity, num_problems:
                 f"schedule_dual on the GPU: expected classes that fit a block's shared memory, got {size.c}; use "
                 "solver='schedule_primal' or 'schedule'"
             )
-    return _Primal(primal.choose_primal(context, size))
+    return _Primal(primal.choose_primal(context, size, is_split_allowed=work.solver == "schedule_split"))
 
 
 def _check_memory(total_bytes: int, n: int, num_problems: int, was_asked: bool) -> None:

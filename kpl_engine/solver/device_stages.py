@@ -19,6 +19,7 @@ from kpl_engine.solver.device_plan import Work
 from kpl_engine.solver.guards import few_images, input_notices, method_notices
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.proxies import check_options
+from kpl_engine.solver.run_notices import SPLIT_MASS
 from kpl_engine.solver.stages import LABELS, Problem, outcome_of
 from kpl_engine.solver.text_proxy import as_knowledge, check_features, check_width
 
@@ -127,6 +128,8 @@ def _work_of(problem: Problem, config: MethodConfig, c: int, M: int) -> tuple[Wo
     # Only kpl has a closed form to choose; for the others "auto" is the schedule, not a fallback to it.
     solver: SolverName = "schedule" if config.solver == "auto" and method != "kpl" else config.solver
     check_options(config.lr, config.proxy_iters, config.tau_i, config.alpha, solver)
+    if solver == "schedule_split" and LABELS[method] == "stable_greenkhorn" and config.ot_iters != "converged":
+        raise SolverError(SPLIT_MASS.format(f"the Greenkhorn labels of method {method!r}"))
     shares = resolve_prior(problem.prior, c, config.gamma if method in ("inmap", "kpl") else 0.0)
     shares = shares if method != "proxy" else None
     labels = LabelChoice(LABELS[method], config.tau_t, config.gamma, config.ot_iters, None, config.alpha)

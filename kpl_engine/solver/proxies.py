@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kpl_engine.arrays import Float32, Float64, Floats, check_array
-from kpl_engine.config import SolverName
+from kpl_engine.config import SOLVERS, SolverName
 from kpl_engine.errors import ConfigError, ShapeError, SolverError
 from kpl_engine.solver.base import Notice, Solution
 from kpl_engine.solver.checks import check_between, check_count, check_magnitude
@@ -72,12 +72,15 @@ def learn_proxies(
         Pseudo labels >= 0, see `refine_labels`.
     lr, iters, tau_i, alpha : numbers
         The schedule; published defaults. ``iters = 0`` returns the text proxies.
-    solver : {"auto", "schedule", "schedule_dual", "schedule_primal", "closed_form"}
+    solver : {"auto", "schedule", "schedule_dual", "schedule_primal", "schedule_split", "closed_form"}
         ``schedule`` takes the cheaper of its two exact forms. ``closed_form`` computes the fixed
         point of the schedule directly where that exists (`closed_form.py`). ``auto`` uses it when
         its condition holds and the asked steps would reach it, else the schedule, and says so in
         ``warnings``; it leaves out the steps that are proven not to move the class differences by
         more than 1e-9 of their usual scale (``mass / n``), because lr has halved too often (`schedule.py: is_frozen`).
+        ``schedule_split`` lets a GPU make the products of ten and more classes of float16 halves on tensor cores:
+        about as exact as float32 arithmetic (docs/method.md 3b), for labels of mass n only; elsewhere it is
+        ``schedule_primal``.
     device : {"cpu", "auto", "cuda", "cuda:N"}
         ``auto`` is the first GPU if one can be used, else the CPU. A GPU runs the same forms in float64; its results
         differ from the CPU's by rounding.
@@ -160,9 +163,8 @@ def check_options(lr: Any, iters: Any, tau_i: Any, alpha: Any, solver: Any) -> N
     check_magnitude("tau_i", tau_i)
     check_between("alpha", alpha, -np.inf, np.inf)
     check_count("iters", iters, 0)
-    names = ("auto", "schedule", "schedule_dual", "schedule_primal", "closed_form")
-    if solver not in names:
-        raise ConfigError(f"solver: expected one of {list(names)}, got {solver!r}")
+    if solver not in SOLVERS:
+        raise ConfigError(f"solver: expected one of {list(SOLVERS)}, got {solver!r}")
 
 
 def _check_arrays(

@@ -21,11 +21,19 @@ __all__ = [
     "schedule_used",
 ]
 
-FORMS: dict[SolverName, Form] = {"schedule_dual": "dual", "schedule_primal": "primal"}
+FORMS: dict[SolverName, Form] = {
+    "schedule_dual": "dual",
+    "schedule_primal": "primal",
+    "schedule_split": "primal",
+}
 INVISIBLE = 1e-9  # movement of the discriminants far below their float32 rounding, 6e-8
 OVERFLOW = (
     "the proxies overflow: expected lr / tau_i, labels and text proxies of ordinary size, got results beyond "
     "float32; use unit features and proxies, labels up to 1 and lr near 10"
+)
+SPLIT_MASS = (
+    "schedule_split: expected labels of mass n (softmax, Sinkhorn), whose class differences float16 halves can carry, "
+    "got {}; use solver='schedule' or 'auto'"
 )
 _FAR_FROM_FIXED = 1e-3  # distance of a unit column from the fixed point that is worth a word
 

@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from kpl_engine import learn_proxies
+from kpl_engine import learn_proxies, refine_labels
 from kpl_engine.config import MethodConfig
 from kpl_engine.errors import CudaMemoryError, ShapeError, SolverError
 from kpl_engine.solver.device import DeviceSolver
 from kpl_engine.solver.devices import using_device
+from kpl_engine.solver.hardening import harden
 from kpl_engine.solver.select import Problem, solve, solve_many
 
 SIZES = [(12, 5, 2), (64, 96, 3), (33, 40, 5)]
@@ -25,6 +26,20 @@ def make_problem(rng, n, d, c, m=7):
     images /= np.linalg.norm(images, axis=1, keepdims=True)
     texts = [shared + centre + rng.normal(size=(m + j, d)) for j, centre in enumerate(centres)]
     return images.astype(np.float32), [(t / np.linalg.norm(t, axis=1, keepdims=True)).astype(np.float32) for t in texts]
+
+
+def published_float32(X, T, P, iters, lr=10.0, tau_i=0.04):
+    """Logits of the published loop as it is run, in float32."""
+    W, P, step, last = T.astype(np.float32), P.astype(np.float32), np.float32(lr / (len(X) * tau_i)), np.inf
+    for _ in range(iters):
+        powers = X @ W / np.float32(tau_i)
+        powers = np.exp(powers - powers.max(axis=1, keepdims=True))
+        G = X.T @ (powers / powers.sum(axis=1, keepdims=True) - P)
+        norm = np.linalg.norm(G)
+        step, last = (step / 2 if norm > last else step), norm
+        W = W - step * G
+        W /= np.linalg.norm(W, axis=0)
+    return X @ W
 
 
 @pytest.fixture
@@ -122,6 +137,26 @@ def test_a_prior_is_data_of_the_graph(device, rng):
             expected = solve(X, texts, "inmap", config, prior)
             tolerance = 1e-6 * np.abs(expected.logits).max()
             np.testing.assert_allclose(found.logits, expected.logits, atol=tolerance, rtol=0)
+
+
+def test_float16_halves_only_where_labels_can_carry_them(device, rng):
+    X, texts = make_problem(rng, 48, 24, 12)
+    exact = MethodConfig(proxy_iters=10, solver="schedule_primal")
+    split = dataclasses.replace(exact, solver="schedule_split")
+    with using_device(device):
+        found = solve(X, texts, "inmap", split, device="cuda")
+        assert {plan.schedule.version for plan in device._plans.values()} == {"learn_proxies_split"}
+        with pytest.raises(SolverError, match="Greenkhorn labels of method 'kpl'"):
+            solve(X, texts, "kpl", split, device="cuda")
+        T, light = found.text_proxies.proxies, np.full((48, 12), 1 / 576)
+        with pytest.raises(SolverError, match="labels of mass 1 for 48 images"):
+            learn_proxies(X, T, light, solver="schedule_split", device="cuda")
+    expected = solve(X, texts, "inmap", exact)
+    P = harden(refine_labels((X @ T).astype(np.float64), "sinkhorn"), 0.6)[0]
+    single = np.abs(published_float32(X, T, P, 10) - expected.solution.logits).max()
+    difference = np.abs(found.solution.logits - expected.solution.logits).max()
+    assert 0 < difference <= max(2 * single, 1e-5)  # docs/method.md 3b; 0 would be float64 after all
+    np.testing.assert_array_equal(solve(X, texts, "inmap", split).logits, expected.logits)
 
 
 def test_what_the_gpu_does_not_compute_is_said(device, rng):
