@@ -91,6 +91,17 @@ def test_rows_across_the_differences_are_undecided(checked_context):
     assert (found.out_labels[1::2] == 3).all()
 
 
+@pytest.mark.parametrize(("share", "undecided"), [(0.7, True), (0.99, True), (1.02, False), (1.5, False)])
+def test_undecided_ends_where_rounding_of_a_feature_does(checked_context, share, undecided):
+    """The margin is ``share`` times what an ulp of x can move; the noise of W adds a thousandth."""
+    X = np.zeros((3, 8), np.float32)
+    X[:, 0], X[:, 1] = 1.0, share * np.finfo(np.float32).eps
+    W = np.zeros((2, 8))
+    W[:, 0], W[1, 1] = 1.0, 1e-2
+    found = solve(checked_context, [replace(make_case(3, 8, 2), X=X)], [W])[0]
+    assert found.out_undecided.tolist() == [undecided] * 3
+
+
 def test_equal_classes_go_to_the_first_and_are_undecided(checked_context):
     case = make_case(33, 20, 4)
     W = proxies_of(case)[[0, 0, 0, 0]]
