@@ -267,8 +267,10 @@ def _compare(work: _Work, plan: Plan, data: bytes, pixels: UInt8, features: Floa
     engine = PlanEngine(work.library, work.context, plan, data, work.signature)
     try:
         layers = engine.count_layers()
-        if not layers:
-            work.notes.append("TensorRT's inspector does not tell the types of the layers; they were not checked")
+        if plan.precision not in layers:
+            work.notes.append(
+                f"TensorRT's inspector shows no layer in {plan.precision} ({layers or 'no types at all'})"
+            )
         found = [_run_bucket(engine, bucket, pixels, features) for bucket in buckets_of(plan.max_batch)]
         agreement = _agreement(work, engine, images)
         work.notes.extend(engine.notices)

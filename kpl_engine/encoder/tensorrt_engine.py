@@ -6,9 +6,6 @@ caller, strong typing, engine inspector) and its advice on CUDA graphs: one warm
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +17,11 @@ from kpl_engine.arrays import Float32, UInt8
 from kpl_engine.cuda.base import Graph
 from kpl_engine.cuda.context import Context, DeviceArray
 from kpl_engine.encoder.plans import Plan, bucket_for, buckets_of
+from kpl_engine.encoder.tensorrt_layers import count_types
 from kpl_engine.encoder.tensorrt_library import logger_of, take_errors
 from kpl_engine.errors import BackendUnavailableError, CudaError, CudaStickyError, EncoderError, KplError
 
 __all__ = ["PlanEngine", "Signature"]
-
-# How the inspector names the types, in all versions we read of.
-_SPELLINGS = {
-    "fp16": re.compile(r"\b(?:fp16|half|float16)\b", re.IGNORECASE),
-    "bf16": re.compile(r"\b(?:bf16|bfloat16)\b", re.IGNORECASE),
-    "int8": re.compile(r"\bint8\b", re.IGNORECASE),
-    "fp8": re.compile(r"\b(?:fp8|e4m3\w*)\b", re.IGNORECASE),
-    "fp32": re.compile(r"\b(?:fp32|float|float32)\b", re.IGNORECASE),
-}
 
 
 @dataclass(frozen=True)
@@ -268,21 +257,21 @@ class PlanEngine:
     def count_layers(self) -> dict[str, int]:
         """How many layers write each type, as the inspector tells: ``{"fp16": 96, "fp32": 14}``; empty if it does not.
 
+        A tower that TensorRT fuses into one layer may show the types of its ends alone, so a precision that does
+        not show is no proof that it is not used.
+
         Raises
         ------
         EncoderError
-            It tells, and no layer computes in the plan's precision, or one in less than the plan's.
+            A plan of float32 computes in something less.
         """
         with self._context.driver.current():
             inspector = self._engine.create_engine_inspector()
             text = inspector.get_engine_information(self._library.LayerInformationFormat.JSON)
             del inspector
-        counts = _count_types(text)
-        lower = set(counts) - {"fp32"} if self.plan.precision == "fp32" else set()
-        if counts and (self.plan.precision not in counts or lower):
-            raise EncoderError(
-                f"{self.label}: expected layers in {self.plan.precision}, the plan has {dict(counts)}; build it again"
-            )
+        counts = count_types(text)
+        if self.plan.precision == "fp32" and set(counts) - {"fp32"}:
+            raise EncoderError(f"{self.label}: expected layers in fp32, the plan has {dict(counts)}; build it again")
         return dict(sorted(counts.items()))
 
     def close(self) -> None:
@@ -313,17 +302,3 @@ def _describe(tensors: dict[str, tuple[Any, Any, tuple[int, ...]]]) -> str:
 
 def _short(kind: Any) -> str:
     return str(kind).rsplit(".", maxsplit=1)[-1]
-
-
-def _count_types(text: str) -> Counter[str]:
-    """Types of the layers' outputs in the inspector's JSON; its form is no promise, so nothing of it is required."""
-    counts: Counter[str] = Counter()
-    with suppress(ValueError, AttributeError, TypeError):
-        for layer in json.loads(text).get("Layers", ()):
-            said = " ".join(
-                str(output.get(key, ""))
-                for output in layer.get("Outputs", ())
-                for key in ("Format/Datatype", "Datatype", "DataType")
-            )
-            counts.update(name for name, spelling in _SPELLINGS.items() if spelling.search(said))
-    return counts

@@ -378,14 +378,19 @@ def test_the_double_finds_wrong_uses(shop):
     encoder.close()
 
 
-def test_a_silent_inspector_is_no_error_and_a_wrong_type_is(shop):
+def test_types_of_layers_are_counted_and_less_than_float32_in_a_float32_plan_is_an_error(shop):
+    from dataclasses import replace
+
     with shop.open() as encoder:
-        assert encoder._engine.count_layers() == {"fp16": 1, "fp32": 1}
+        engine = encoder._engine
+        assert engine.count_layers() == {"fp16": 1, "fp32": 1}
         shop.state.faults.add("silent inspector")
-        assert encoder._engine.count_layers() == {}
-        shop.state.faults = {"layers"}
-        with pytest.raises(EncoderError, match=r"expected layers in fp16, the plan has .'fp32': 1"):
-            encoder._engine.count_layers()
+        assert engine.count_layers() == {}
+        shop.state.faults = {"half layers"}
+        assert engine.count_layers() == {"fp16": 1}
+        engine.plan = replace(engine.plan, precision="fp32")
+        with pytest.raises(EncoderError, match=r"expected layers in fp32, the plan has .'fp16': 1"):
+            engine.count_layers()
 
 
 @pytest.mark.parametrize(
@@ -401,6 +406,6 @@ def test_a_silent_inspector_is_no_error_and_a_wrong_type_is(shop):
     ],
 )
 def test_what_the_inspector_says_is_read_in_every_spelling(text, wanted):
-    from kpl_engine.encoder.tensorrt_engine import _count_types
+    from kpl_engine.encoder.tensorrt_layers import count_types
 
-    assert dict(_count_types(text)) == wanted
+    assert dict(count_types(text)) == wanted

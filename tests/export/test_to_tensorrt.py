@@ -160,7 +160,6 @@ def test_nothing_is_left_beside_the_bundle(shop):
         ("profile", ExportError, r"refuses the profile \(1, 1, 1\) of 'pixels'"),
         ("no plan", ExportError, "could not build the plan: the builder gave up. Try a smaller --max-batch"),
         ("no engine", BackendUnavailableError, "refuses it on this NVIDIA H100"),
-        ("layers", ParityError, "expected layers in fp16.*Nothing was written"),
         ("execute", ParityError, "TensorRT failed on 1 pictures.*Nothing was written"),
         ("other features", ParityError, "batch 1: expected features within 1-cos 1e-05.*Nothing was written"),
         ("nan", ParityError, "got nan at row 0"),
@@ -277,8 +276,15 @@ def test_a_silent_inspector_and_a_graph_that_is_not_recorded_are_notes(shop):
     shop.state.faults.add("silent inspector")
     shop.driver.capture_error = CudaError("no capture", 900)
     report = shop.build(max_batch=1)
-    assert any("inspector" in note for note in report.notes)
+    assert "TensorRT's inspector shows no layer in fp16 (no types at all)" in report.notes
     assert any("batches of 1 run without a CUDA graph" in note for note in report.notes)
+
+
+def test_a_float32_plan_with_layers_of_less_is_not_kept(shop):
+    shop.state.faults.add("half layers")
+    with pytest.raises(ParityError, match=r"expected layers in fp32, the plan has .*Nothing was written"):
+        shop.build(precision="fp32")
+    assert shop.build(precision="fp16").notes == ()
 
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])

@@ -26,7 +26,7 @@ class EngineInspector(Strict):
             return "no layers"
         layers = [
             {"Name": kind, "Outputs": [{"Name": "x", "Format/Datatype": f"Row major linear {kind}"}]}
-            for kind in (["FP32"] if self._state.fails("layers") else self._types)
+            for kind in (["Half"] if self._state.fails("half layers") else self._types)
         ]
         return json.dumps({"Layers": layers})
 
