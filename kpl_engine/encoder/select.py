@@ -179,11 +179,10 @@ def _by_name(
 
 
 def _best(bundle: BundleView, config: EncoderConfig | None, present: Sequence[str], gpu: _Gpu) -> Encoder:
-    if gpu.candidates:
-        try:
-            return gpu.open(0)
-        except (EncoderError, CudaError):
-            pass  # `gpu.passed` tells
+    try:
+        return gpu.open(0)
+    except (EncoderError, CudaError):
+        pass  # `gpu.passed` tells
     return _by_name(bundle, [_CPU], config, present, [_chosen("auto", _CPU, gpu.passed)])
 
 
