@@ -13,7 +13,7 @@
 // gram 8 n² written; a step reads K, 8 n², from where it lies, and nothing else outside the multiprocessor but what the
 // blocks of a team exchange: R, 8 n c, and 8 (2 c + 2) of sums a block.
 //
-//   dual_32 .. dual_144   a block a problem, K in registers, n up to the number
+//   dual_32 .. dual_144   a block a problem, K in registers, n up to the number and up to 15 classes
 //   dual_block            a block a problem, K in shared memory as far as it fits, else in the L2 cache; any n
 //   dual_cluster          2 to 16 blocks a problem share the rows of K (sm_90+), R through distributed shared memory
 //   dual_grid             blocks of a cooperative launch share them, R through global memory
@@ -24,7 +24,7 @@
 //   other: 4 exchanges of the product, 5 of the sums, a barrier, 3 of the warps' sums, a reciprocal root, an
 //   exponential, a reciprocal, a barrier; about 25 clocks each shared load or shuffle with its sum, 40 a barrier, 80 to
 //   150 a function: 1300 to 1600 clocks a step, 1.5 to 1.8 ms for 2000.
-//   (64, 768, 4), dual_64: 200 clocks of multiply-adds, about 1500 a step, 1.7 ms; 3 blocks a multiprocessor, so 396
+//   (64, 768, 4), dual_64: 200 clocks of multiply-adds, about 1500 a step, 1.7 ms; 2 blocks a multiprocessor, so 264
 //   problems in the time of one.
 //   (662, 768, 2), dual_cluster of 16: 42 rows of K a block, 222 KB, 1740 clocks of shared memory, two cluster barriers
 //   of 200 to 300 clocks, about 900 of the chain: 3200 clocks, 3.6 ms for 2000.
@@ -91,6 +91,7 @@ template <typename Gram>
 __device__ __forceinline__ void solve_in_registers(const Problem& problem, const DualOptions& options, double tau_i) {
   SharedMemory shared = SharedMemory::whole(0);
   DualTask task = make_task<false>(problem, 0, 1, Gram::kCapacity, tau_i, shared);
+  if (!task.few()) return;  // the launcher sees to it: less code, and K needs the registers
   Gram gram;
   run_dual(task, BlockTeam(), gram, options, problem.record);
 }
@@ -137,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(32, 8) dual_32(KPL_DUAL_PARAMETERS)
 }
 KPL_EXPORT_KERNEL(dual_32);
 
-extern "C" __global__ void __launch_bounds__(128, 3) dual_64(KPL_DUAL_PARAMETERS) {
+extern "C" __global__ void __launch_bounds__(128, 2) dual_64(KPL_DUAL_PARAMETERS) {
   if (kpl::has_work(problems, num_problems, only_if_fault))
     kpl::solve_in_registers<kpl::RegisterGram<8, 4, 16>>(problems[blockIdx.x], KPL_DUAL_OPTIONS, tau_i);
 }

@@ -153,7 +153,7 @@ class _Planner:
 
     def registers(self) -> DualPlan | None:
         capacity = next((most for most in _CAPACITIES if self.n <= most), None)
-        if capacity is None:
+        if capacity is None or self.c > _FEW_CLASSES:
             return None
         threads = _CAPACITIES[capacity]
         doubles = _sums(threads, self.c) + _even(self.c * capacity) + 4 * _even(self.c * self.n) + _even(self.n)
