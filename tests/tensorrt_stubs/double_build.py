@@ -8,7 +8,7 @@ import weakref
 
 import onnx
 
-from .strict import Strict, kept
+from .strict import Strict, Wrong, kept
 
 NUM_STEPS = 3
 
@@ -223,7 +223,10 @@ class Builder(Strict):
             thread = threading.Thread(target=monitor.step_complete, args=("Tactics", step))  # TensorRT's own threads
             thread.start()
             thread.join()
-            goes_on = goes_on and monitor.step_complete("Building", step)
+            try:
+                goes_on = goes_on and monitor.step_complete("Building", step)
+            except BaseException as error:
+                raise Wrong(f"{type(error).__name__} unwinds through the builder") from error
         monitor.phase_finish("Tactics")
         monitor.phase_finish("Building")
         return goes_on
