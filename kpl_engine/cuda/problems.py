@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from math import prod
 from typing import Any
@@ -122,7 +123,10 @@ class ProblemTable:
             raise ConfigError(f"external: expected arrays other than results, got {', '.join(external)}")
         self.context, self.capacity, self.num_problems = context, capacity, num_problems
         self.workspace_doubles = workspace_doubles
-        self._host = np.zeros(num_problems, PROBLEM)
+        # Page-locked, so that setting a size or an address does not wait for the device. A copy under way that reads a
+        # newer entry is followed by the copy of that entry.
+        self._host = context.driver.pinned((num_problems,), PROBLEM)
+        self._host[:] = np.zeros(1, PROBLEM)
         for name, size in zip(_SIZES, astuple(capacity), strict=True):
             self._host[name] = size
         self._slots: dict[str, tuple[int, int, Any]] = {}  # by name: first address, bytes apart, owner
@@ -134,6 +138,7 @@ class ProblemTable:
                 self._host[name] = [self._slot(name, problem).address for problem in range(num_problems)]
         self._device = context.empty((num_problems,), PROBLEM)
         self._pinned: npt.NDArray[Any] | None = None
+        self._is_editing = False
         self._upload()
         self.clear()
 
@@ -253,8 +258,19 @@ class ProblemTable:
         counts |= {"1": 1, "counters": NUM_COUNTERS, "workspace": self.workspace_doubles, "c + 1": counts["c"] + 1}
         return tuple(counts[letter] for letter in letters)
 
+    @contextmanager
+    def editing(self) -> Iterator[None]:
+        """Sizes, addresses and priors set inside the block go to the device in one copy at its end."""
+        self._is_editing = True
+        try:
+            yield
+        finally:
+            self._is_editing = False
+        self._upload()
+
     def _upload(self) -> None:
-        self.context.write(self._device, self._host)
+        if not self._is_editing:
+            self.context.write(self._device, self._host)
 
 
 def _round_up(nbytes: int) -> int:

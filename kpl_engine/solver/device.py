@@ -80,23 +80,21 @@ class DeviceSolver:
         """`answer` for problems of one width d and one number of classes, side by side in one launch."""
         with self.context.turn:
             plan = self._plan_for(items, work)
-            for place, item in enumerate(items):
-                self._fill(plan, place, item)
+            with plan.table.editing():
+                sizes, counts, kept = _sizes(items, work)
+                plan.table.set_sizes(n=sizes, M=counts, k=kept)
+                for place, item in enumerate(items):
+                    self._fill(plan, place, item)
             return [
                 self._answer(plan, place, result, work, items[place].base) for place, result in enumerate(plan.run())
             ]
 
     def _plan_for(self, items: Sequence[DeviceItem], work: Work) -> DevicePlan:
-        """The plan of these sizes, which it also sets."""
-        sizes = [item.features.shape[0] for item in items]
-        counts = [len(item.base.embeddings) for item in items]
-        kept = [min(work.k or 1, int(np.diff(item.base.offsets).max())) for item in items]
+        sizes, counts, kept = _sizes(items, work)
         first = items[0]
         size = Capacity(bucket_of(max(sizes)), first.features.shape[1], len(first.base.classes), max(counts), max(kept))
         on_device = all(isinstance(item.features, DeviceArray) for item in items)
-        plan = self._plan(work, size, ("E", "first", *(["X"] if on_device else [])), len(items))
-        plan.table.set_sizes(n=sizes, M=counts, k=kept)
-        return plan
+        return self._plan(work, size, ("E", "first", *(["X"] if on_device else [])), len(items))
 
     def _fill(self, plan: DevicePlan, place: int, item: DeviceItem) -> None:
         for name, array in zip(("E", "first"), self._on_device(item.base), strict=True):
@@ -114,7 +112,7 @@ class DeviceSolver:
             solution = self._solution(plan, place, result, work)
         except SolverError as error:
             return error
-        return DeviceAnswer(_text_proxies(result, base), self.context.download(plan.table.view("S", place)), solution)
+        return DeviceAnswer(_text_proxies(result, base), result.S, solution)
 
     def close(self) -> None:
         """Free what is kept on the GPU; the context stays open. Calling it twice is harmless."""
@@ -179,6 +177,15 @@ class DeviceSolver:
         elif not record["converged"] and work.iters > 0:
             found.append(not_converged(iterations))
         return found
+
+
+def _sizes(items: Sequence[DeviceItem], work: Work) -> tuple[list[int], list[int], list[int]]:
+    """n, M and k of each problem."""
+    return (
+        [item.features.shape[0] for item in items],
+        [len(item.base.embeddings) for item in items],
+        [min(work.k or 1, int(np.diff(item.base.offsets).max())) for item in items],
+    )
 
 
 def _by_column(rows: Float32) -> Float32:
