@@ -13,10 +13,12 @@ from kpl_engine.cuda.ops.closed_form import workspace_doubles as closed_form_dou
 from kpl_engine.cuda.ops.dual import choose_dual, launch_dual
 from kpl_engine.cuda.ops.dual import workspace_doubles as dual_doubles
 from kpl_engine.cuda.ops.labels import labels_workspace, launch_labels
+from kpl_engine.cuda.ops.preprocess import launch_preprocess, upload_images
 from kpl_engine.cuda.ops.primal import choose_primal, launch_primal
 from kpl_engine.cuda.ops.text_proxy import launch_text_proxy, text_proxy_workspace
 from kpl_engine.cuda.ops.unit_rows import UnitRows
 from kpl_engine.cuda.problems import Capacity, ProblemTable
+from kpl_engine.imaging.preprocess import Preprocess
 from kpl_engine.solver import reference
 
 TAU_I, LR, STEPS = 0.04, 10.0, 60
@@ -154,16 +156,32 @@ def unit_rows(context):
     )
 
 
+def preprocess(context):
+    """Tables and memory are made anew each time: not for a graph."""
+    images = [np.random.default_rng(i).integers(0, 256, (40 + i, 50, 3), dtype=np.uint8) for i in range(3)]
+    made = []
+
+    def work():
+        made[:] = [launch_preprocess(context, upload_images(context, images), Preprocess("squash", 33, 41))]
+
+    return Workload(lambda: None, work, lambda: {"out": context.download(made[0])})
+
+
 WORKLOADS = {
     "dual": dual(),
+    **{f"dual_up_to_{n}": dual(n=n, count=1) for n in (32, 96, 144)},
     "dual_block": dual("block"),
     "dual_cluster": dual("cluster"),
     "dual_grid": dual("grid"),
     "primal_one_column": primal(c=2),
     "primal": primal(c=3),
+    "primal_four_columns": primal(c=5),
+    "primal_eight_columns": primal(c=9),
     "primal_wide": primal(c=12),
     "primal_split": primal(c=12, is_split_allowed=True),
     "closed_form": closed_form,
     **{f"labels_{method}": text_labels_answer(method) for method in ("softmax", "sinkhorn", "stable_greenkhorn")},
     "unit_rows": unit_rows,
 }
+
+EVERY_KERNEL = {**WORKLOADS, "preprocess": preprocess}
