@@ -117,6 +117,7 @@ void leave_barriers(Fiber& fiber) {
   --block.alive;
   fiber.warp->alive &= ~(1u << fiber.lane);
   if (block.alive == 0) {
+    race_end_block(block);
     if (resident.cluster_size > 1) release_cluster(block);
     return;
   }

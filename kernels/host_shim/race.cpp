@@ -104,10 +104,14 @@ void check_shared(const void* address, const void* code) {
          "the beginning is missing), by " + who(*running) + code_text(code));
 }
 
-/// The oldest reader that the running thread does not know to be done; null if it knows them all.
-const Stamp* unordered_reader(Cell& cell) {
-  if (!cell.has_many) return cell.read != 0 && !is_ordered(cell.reader) ? &cell.reader : nullptr;
+constexpr std::uint32_t kNoBlock = ~0u;
+
+/// The oldest reader that the running thread does not know to be done; null if it knows them all, but for `except`.
+const Stamp* unordered_reader(Cell& cell, std::uint32_t except = kNoBlock) {
+  if (cell.read == 0) return nullptr;
+  if (!cell.has_many) return cell.reader.block != except && !is_ordered(cell.reader) ? &cell.reader : nullptr;
   for (Readers& readers : many[cell.many_index]) {
+    if (readers.one.block == except) continue;
     if (readers.warp == kSeveralWarps) {
       Stamp other = readers.one;
       // Another warp than the writer's has read too: only the end of the epoch orders that.
@@ -231,6 +235,20 @@ void race_start_block(Block& block) {
   allow(block.shared, block.shared_bytes, true);
   before[block.slot] = static_cast<std::size_t>(end - block.shared);
   clocks_start_block(block);
+}
+
+void race_end_block(const Block& block) {
+  if (!is_checked || resident.cluster_size == 1) return;
+  for (std::size_t offset = 0; offset + 4 <= block.shared_bytes; offset += 4) {
+    Cell& cell = cell_of(block.shared + offset);
+    if (cell.launch != launch) continue;
+    const bool is_written = cell.written != 0 && cell.write.block != block.index && !is_ordered(cell.write);
+    const Stamp* other = is_written ? &cell.write : unordered_reader(cell, block.index);
+    if (other != nullptr)
+      fail("block " + std::to_string(block.index) + " may end while thread " + std::to_string(other->thread) + " of block " +
+           std::to_string(other->block) + " uses its shared memory" + code_text(other->code) +
+           ": a cluster_barrier at the end is missing");
+  }
 }
 
 void race_access(const void* address, std::size_t size, bool is_write, const void* code) {

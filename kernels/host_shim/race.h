@@ -16,6 +16,9 @@ void race_release(void* begin, std::size_t nbytes);
 void race_start_launch(bool is_checked);
 void race_start_block(Block& block);
 
+/// The last thread of a block ends, and its shared memory with it: as a write to all of that.
+void race_end_block(const Block& block);
+
 void race_access(const void* address, std::size_t size, bool is_write, const void* code);
 void race_atomic(const void* address, std::size_t size, const void* code);
 void race_read_only(const void* address, std::size_t size, const void* code);

@@ -141,7 +141,9 @@ class TestBarriers:
             shim.driver.synchronize()
 
     def test_remote_shared_memory_of_an_ended_block(self, shim):
-        with pytest.raises(KernelFault, match=r"which has ended|has ended and its shared memory with it"):
+        with pytest.raises(
+            KernelFault, match=r"which has ended|has ended and its shared memory with it|may end while thread"
+        ):
             run(shim, "cluster_life", CLUSTERS, [4], np.int32(1))
 
 
@@ -212,6 +214,15 @@ class TestFaults:
     def test_cluster_that_has_not_started(self, shim):
         with pytest.raises(KernelFault, match="may not have started"):
             run(shim, "cluster_life", CLUSTERS, [4], np.int32(2))
+
+    def test_cluster_that_has_ended(self, shim):
+        """Also where the other block happens to end later."""
+        ended = (
+            r"shared memory of block \d+, which has ended|may end while thread \d+ of block \d+ uses its shared memory"
+        )
+        for wrong in (4, 5):
+            with pytest.raises(KernelFault, match=ended):
+                run(shim, "cluster_life", CLUSTERS, [4], np.int32(wrong))
 
     def test_stale_read(self, shim):
         run(shim, "stale_read", Launch(1, 64), [1, 64], np.int32(0))

@@ -144,20 +144,22 @@ extern "C" __global__ void broken(int* out, int wrong, int zero) {
 }
 KPL_EXPORT_KERNEL(broken);
 
-// wrong = 1: no barrier at the end of the cluster; 2: none at the beginning; 3: no barrier before the read.
+// wrong = 1: no barrier at the end of the cluster; 2: none at the beginning; 3: no barrier before the read; 4: as 1, with
+// an address that was asked for in time; 5: as 4, without waiting for the other block to end.
 extern "C" __global__ void cluster_life(int* out, int wrong) {
 #if KPL_HAS_CLUSTERS
   int* mine = kpl::shared_ints();
   if (wrong != 2) kpl::cluster_barrier();
   const unsigned next = (kpl::cluster_rank() + 1) % kpl::cluster_size();
-  if (threadIdx.x == 0) *kpl::remote_shared(mine, next) = (int)next;
+  int* theirs = kpl::remote_shared(mine, next);
+  if (threadIdx.x == 0) *theirs = (int)next;
   if (wrong != 3) kpl::cluster_barrier();
   if (threadIdx.x == 1) out[blockIdx.x] = *mine;
-  if (wrong == 1 && threadIdx.x == 0 && kpl::cluster_rank() == 0) {
-    for (int i = 0; i < 100; ++i) kpl::pause();
-    out[0] += *kpl::remote_shared(mine, next);
+  if ((wrong == 1 || wrong >= 4) && threadIdx.x == 1 && kpl::cluster_rank() == 0) {
+    for (int i = 0; i < (wrong == 5 ? 0 : 1000); ++i) kpl::pause();
+    out[0] += *(wrong == 1 ? kpl::remote_shared(mine, next) : theirs);
   }
-  if (wrong != 1) kpl::cluster_barrier();
+  if (wrong != 1 && wrong < 4) kpl::cluster_barrier();
 #endif
 }
 KPL_EXPORT_KERNEL(cluster_life);
@@ -188,9 +190,9 @@ extern "C" __global__ void uninitialised(float* out, double* wide) {
 }
 KPL_EXPORT_KERNEL(uninitialised);
 
-// All threads of a block but `writer` read one word, which that one then writes: a race whoever it is.
+// All threads of a block read one word, which `writer` then writes: a race, though it may be the last to have read.
 extern "C" __global__ void many_readers(int* word, int* out, int writer, int wrong) {
-  if ((int)threadIdx.x != writer) out[threadIdx.x] = *word;
+  out[threadIdx.x] = *word;
   if (!wrong) __syncthreads();
   if ((int)threadIdx.x == writer) *word = 1;
 }
