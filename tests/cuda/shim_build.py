@@ -41,8 +41,12 @@ _INCLUDE = re.compile(r'^\s*#\s*include\s*"([^"]+)"', re.MULTILINE)
 _BOUNDS = re.compile(r"__launch_bounds__\s*\(([^;{]*?)\)\s*(?:void\s+)?(\w+)\s*\(\s*(?:const\b|\w|\))")
 
 
+@functools.cache
 def runtime() -> ctypes.CDLL:
-    """The shim itself; its symbols are global, so that kernels find them."""
+    """The shim itself; its symbols are global, so that kernels find them.
+
+    One for the whole process: sources edited meanwhile would bring a second one with the same globals.
+    """
     return _load(_runtime_path(), ctypes.RTLD_GLOBAL)
 
 
