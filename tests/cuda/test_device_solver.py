@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from inspect import signature
 
 import numpy as np
 import pytest
 
 from kpl_engine import learn_proxies, refine_labels
 from kpl_engine.config import MethodConfig
+from kpl_engine.cuda.ops.dual import launch_dual
 from kpl_engine.errors import CudaMemoryError, ShapeError, SolverError
 from kpl_engine.solver.device import DeviceSolver
 from kpl_engine.solver.devices import using_device
 from kpl_engine.solver.hardening import harden
+from kpl_engine.solver.schedule import MAX_DRIFT
 from kpl_engine.solver.select import Problem, solve, solve_many
 
 SIZES = [(12, 5, 2), (64, 96, 3), (33, 40, 5)]
@@ -228,3 +231,7 @@ def test_adapters_and_gpus_that_can_do_less_answer_alike(open_context, rng, opti
             found = solve(X, texts, method, config, device="cuda")
             tolerance = 1e-6 * np.abs(expected.logits).max()
             np.testing.assert_allclose(found.logits, expected.logits, atol=tolerance, rtol=0)
+
+
+def test_cpu_and_gpu_let_the_same_drift_pass():
+    assert signature(launch_dual).parameters["max_drift"].default == MAX_DRIFT

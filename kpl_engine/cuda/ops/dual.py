@@ -11,13 +11,13 @@ from kpl_engine.cuda.base import Launch
 from kpl_engine.cuda.context import Context
 from kpl_engine.cuda.problems import ProblemTable
 from kpl_engine.errors import ConfigError
-from kpl_engine.solver.schedule import MAX_DRIFT
 
 __all__ = ["DualPlan", "DualVersion", "choose_dual", "launch_dual", "workspace_doubles"]
 
 DualVersion = Literal["registers", "block", "cluster", "grid"]
 
 _SOURCE = "learn_proxies_dual"
+_MAX_DRIFT = 1e4  # ulps of column length, MAX_DRIFT of kpl_engine/solver/schedule.py
 _CAPACITIES = {32: 32, 64: 128, 96: 256, 144: 256}  # images of the kernels with K in registers: threads of a block
 _BLOCK = 256  # threads of the other kernels
 _MOST_BLOCKS = 256  # of one problem; the workspace has room for their sums
@@ -97,7 +97,7 @@ def launch_dual(
     tau_i: float = 0.04,
     movement: float = 0.0,
     only_if_fault: bool = False,
-    max_drift: float = MAX_DRIFT,
+    max_drift: float = _MAX_DRIFT,
     early_exit: bool = True,
 ) -> None:
     """From ``X``, ``T`` and hardened labels ``P`` to proxies ``W`` (c, d) float64, and the record (method.md 3a).
