@@ -107,7 +107,7 @@ class Engine:
     def notices(self) -> tuple[str, ...]:
         """What `load` decided on its own, for example the device that ``auto`` chose."""
         said = () if self._passed_over is None else (self._passed_over.message,)
-        return self.encoder.notices + said
+        return self.encoder.notices + said + (() if self._gpu is None else self._gpu.context.driver.notes)
 
     def knowledge(self, name: str | None = None) -> KnowledgeBase:
         """One knowledge base; ``None`` means the only one. Raises `KnowledgeError` naming the choices."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kpl_engine import __version__
-from kpl_engine.cli.common import format_table, to_json
+from kpl_engine.cli.common import format_table, progress_bar, to_json
 from kpl_engine.cuda.failures import release
 from kpl_engine.cuda.probe import Probe, probe
-from kpl_engine.cuda.select import describe, explain_absence
+from kpl_engine.cuda.select import compile_kernels, describe, explain_absence
 from kpl_engine.encoder import tensorrt_library
 from kpl_engine.solver import cpu
 
@@ -44,15 +44,25 @@ def add_parser(commands: Any) -> None:
         "doctor",
         help="what this machine has and what is missing",
         description="Versions, providers, CPU features, GPU, and what is missing for each back end.",
-        epilog="example: kpl-engine doctor --json",
+        epilog="examples:\n  kpl-engine doctor --json\n  kpl-engine doctor --compile-kernels --device cuda:1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print a record")
+    parser.add_argument(
+        "--compile-kernels",
+        action="store_true",
+        help="compile the GPU kernels that are not yet, so that no later process has to",
+    )
+    parser.add_argument("--device", default="cuda", help="the GPU they are for: cuda or cuda:N (default: cuda)")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the findings; exit code 1 when the CPU back end cannot work."""
+    compiled = _compile(args.device) if args.compile_kernels else None
     found = examine()
+    if compiled is not None:
+        found["kernels"] = compiled
     if args.json:
         print(to_json(found))
     else:
@@ -64,7 +74,14 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{format_table(['package', 'version'], packages)}")
         backends = [[b["name"], "ready" if b["ready"] else "missing", b["detail"]] for b in found["backends"]]
         print(f"\n{format_table(['back end', 'state', 'detail'], backends)}")
+        if compiled is not None:
+            print(f"\n{format_table(['kernels', 'from'], [list(pair) for pair in compiled.items()])}")
     return 0 if next(b for b in found["backends"] if b["name"] == "encoder: cpu")["ready"] else 1
+
+
+def _compile(device: str) -> dict[str, str]:
+    with progress_bar("compiling kernels") as progress:
+        return dict(compile_kernels(device, progress))
 
 
 def examine() -> dict[str, Any]:

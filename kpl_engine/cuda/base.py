@@ -115,6 +115,10 @@ class Driver(Protocol):
     def features(self) -> Features:
         """What beyond plain launches works here."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should be told once, such as kernels that had to be compiled."""
+
     def load(self, source: str) -> Module:
         """The compiled form of ``kernels/<source>.cu`` for this GPU; `CudaModuleError` with the compiler's log."""
 

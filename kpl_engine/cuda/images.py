@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from kpl_engine.errors import CudaModuleError
 
 __all__ = ["Image", "Images", "folder", "sources"]
 
+_SLOW_SECONDS = 2.0  # of one source; a call that took that long wants a word
 _SCHEMA = "1"  # of cache keys: raise it when what is stored under them changes its meaning
 _LANGUAGE = "-std=c++17"
 _HERE = Path(__file__).parent
@@ -68,7 +70,7 @@ class Images:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What went wrong with the cache, each once."""
+        """What the user should know: kernels that took long to compile, a cache that does not keep them; each once."""
         return tuple(self._cache.notes)
 
     def candidates(self, source: str) -> Iterator[Image]:
@@ -124,7 +126,14 @@ class Images:
                 return compiler.compile(path.stem, text, _headers(path.parent), flags, ptx=kind == "ptx")
             return compiler.compile(path, flags)
 
+        start = time.perf_counter()
         code, was_kept = self._cache.get(self._key(path, compiler), build)
+        spent = time.perf_counter() - start
+        if not was_kept and spent > _SLOW_SECONDS:
+            self._cache.note(
+                f"the kernels of {path.name} were compiled for this GPU, which took {spent:.0f} s; "
+                "`kpl-engine doctor --compile-kernels` does it beforehand"
+            )
         return Image(code, kind, compiler.name + (", from the cache" if was_kept else ""))
 
     def _target(self, compiler: Nvrtc | Nvcc) -> tuple[str, tuple[str, ...]]:

@@ -67,7 +67,7 @@ class KernelCache:
             return None
         start = len(_MAGIC) + _DIGEST_BYTES
         if blob[: len(_MAGIC)] != _MAGIC or hashlib.sha256(blob[start:]).digest() != blob[len(_MAGIC) : start]:
-            self._note(f"{path} is damaged and is made again")
+            self.note(f"{path} is damaged and is made again")
             return None
         with contextlib.suppress(OSError):  # a cache that others own may be readable only
             os.utime(path)
@@ -121,9 +121,10 @@ class KernelCache:
                 total -= status.st_size
 
     def _give_up(self, error: OSError) -> None:
-        self._note(f"kernels are compiled at each start, since {self._folder} cannot keep them: {error}")
+        self.note(f"kernels are compiled at each start, since {self._folder} cannot keep them: {error}")
         self._folder = None
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Keep a sentence for `notes`, once."""
         if text not in self.notes:
             self.notes.append(text)

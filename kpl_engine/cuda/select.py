@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from kpl_engine.cuda.base import Driver
 from kpl_engine.cuda.failures import release
-from kpl_engine.cuda.images import Images
+from kpl_engine.cuda.images import Images, sources
 from kpl_engine.cuda.kernel_cache import KernelCache, default_folder
 from kpl_engine.cuda.probe import Probe, probe
 from kpl_engine.errors import BackendUnavailableError, ConfigError, KplError
 
-__all__ = ["describe", "explain_absence", "open_driver", "parse_device"]
+__all__ = ["compile_kernels", "describe", "explain_absence", "open_driver", "parse_device"]
 
 _DEVICE = re.compile(r"(auto|cpu|cuda)(?::(\d{1,3}))?")
 _ADAPTERS = ("auto", "cuda.core", "pycuda")
@@ -105,6 +106,36 @@ def open_driver(
             return _open(name, ordinal, images)
         passed.append(missing)
     raise BackendUnavailableError(f'cuda:{ordinal} is not available: {"; ".join(passed)}. Or use device="cpu"')
+
+
+def compile_kernels(
+    device: str = "cuda",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    cache_folder: Path | None = None,
+    found: Probe | None = None,
+) -> list[tuple[str, str]]:
+    """Have every kernel ready for that GPU, so that no later process compiles any: (source, where its code is from).
+
+    Raises
+    ------
+    BackendUnavailableError
+        There is no such GPU.
+    CudaModuleError
+        A kernel cannot be compiled.
+    """
+    ordinal, said = parse_device(device)[1], probe() if found is None else found
+    absence = explain_absence(ordinal, said)
+    if absence is not None:
+        raise BackendUnavailableError(f"cuda:{ordinal} is not available: {absence}")
+    cache = KernelCache(cache_folder or default_folder())
+    images = Images(said.gpus[ordinal].compute_capability, said.driver_version, cache)
+    ready = []
+    for number, source in enumerate(sources()):
+        progress(number, len(sources()))
+        ready.append((source, next(images.candidates(source)).origin))
+    progress(len(ready), len(ready))
+    return ready
 
 
 def describe(ordinal: int = 0, found: Probe | None = None) -> tuple[bool, str]:

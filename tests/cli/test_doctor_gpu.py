@@ -6,7 +6,7 @@ import pytest
 
 from kpl_engine.cli import doctor_command
 from kpl_engine.cli.main import main
-from kpl_engine.cuda.probe import Gpu, Probe
+from kpl_engine.cuda.probe import Gpu, Probe, probe
 
 ABSENT = "no NVIDIA driver: libcuda.so.1 was not found. Install the driver, or start the container with GPUs"
 H200 = Probe("", 13000, (Gpu("NVIDIA H200", (9, 0)), Gpu("NVIDIA T4", (7, 5))))
@@ -88,3 +88,26 @@ def test_tensorrt_is_asked_for_only_where_there_is_a_gpu(doctor, monkeypatch, sa
     _, _, record = doctor(H200)
     found = back_end(record, "encoder: tensorrt")
     assert (found["ready"], found["detail"]) == said
+
+
+def test_kernels_are_compiled_beforehand(doctor, monkeypatch, capsys):
+    asked = []
+
+    def compile_kernels(device, progress):
+        asked.append(device)
+        progress(1, 1)
+        return [("answer", "NVRTC 13.5")]
+
+    monkeypatch.setattr(doctor_command, "compile_kernels", compile_kernels)
+    monkeypatch.setattr(doctor_command, "probe", lambda: H200)
+    monkeypatch.setattr(doctor_command, "describe", lambda found: (True, "cuda.core"))
+    assert main(["doctor", "--compile-kernels", "--device", "cuda:1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernels"] == {"answer": "NVRTC 13.5"}
+    assert asked == ["cuda:1"]
+
+
+def test_compiling_without_a_gpu_is_refused(capsys):
+    if not probe().absence:
+        pytest.skip("there is a GPU here")
+    assert main(["doctor", "--compile-kernels"]) == 1
+    assert "cuda:0 is not available" in capsys.readouterr().err

@@ -117,6 +117,10 @@ class ShimDriver:
         return self._features
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        return ()
+
+    @property
     def live_bytes(self) -> int:
         """Device memory that has not been freed."""
         return sum(self._memory.live.values())

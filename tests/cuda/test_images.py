@@ -15,7 +15,9 @@ from kpl_engine.cuda.images import Images, sources
 from kpl_engine.cuda.kernel_cache import KernelCache, default_folder
 from kpl_engine.cuda.nvcc import find_nvcc
 from kpl_engine.cuda.nvrtc import find_nvrtc
-from kpl_engine.errors import CudaModuleError
+from kpl_engine.cuda.probe import Gpu, Probe
+from kpl_engine.cuda.select import compile_kernels
+from kpl_engine.errors import BackendUnavailableError, CudaModuleError
 
 NVRTC, _ = find_nvrtc()
 NVCC = find_nvcc()
@@ -352,6 +354,34 @@ def test_notes_of_the_cache_reach_who_asks_for_images(place, tmp_path, compiler)
         next(found.candidates("twice"))
     assert len(found.notes) == 1
     assert "compiled at each start" in found.notes[0]
+
+
+def test_a_long_compilation_is_told_once_and_not_from_the_cache(place, tmp_path, compiler, monkeypatch):
+    clock = iter(range(0, 100, 40))
+    monkeypatch.setattr(images.time, "perf_counter", lambda: next(clock))
+    found = Images((9, 0), 13000, KernelCache(tmp_path / "cache"))
+    next(found.candidates("twice"))
+    assert len(found.notes) == 1
+    assert "twice.cu were compiled for this GPU, which took 40 s" in found.notes[0]
+    monkeypatch.undo()
+    again = Images((9, 0), 13000, KernelCache(tmp_path / "cache"))
+    monkeypatch.setattr(images, "folder", lambda: place)
+    monkeypatch.setattr(images, "find_nvrtc", lambda major: (compiler, ""))
+    next(again.candidates("twice"))
+    assert again.notes == ()
+
+
+def test_all_kernels_are_compiled_beforehand(place, tmp_path, compiler):
+    (place / "thrice.cu").write_text(KERNEL)
+    seen = []
+    machine = Probe("", 13000, (Gpu("T4", (7, 5)), Gpu("H200", (9, 0))))
+    for origin in ("Fake 13.0", "Fake 13.0, from the cache"):
+        ready = compile_kernels("cuda:1", lambda *at: seen.append(at), cache_folder=tmp_path / "cache", found=machine)
+        assert ready == [("thrice", origin), ("twice", origin)]
+    assert seen[:3] == [(0, 2), (1, 2), (2, 2)]
+    assert {flags for _, flags, _ in compiler.asked} == {("-std=c++17", "-arch=sm_90")}
+    with pytest.raises(BackendUnavailableError, match="there is no GPU 2"):
+        compile_kernels("cuda:2", found=machine)
 
 
 def test_a_folder_that_everyone_may_write_is_not_trusted(tmp_path):

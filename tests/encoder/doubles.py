@@ -32,6 +32,7 @@ class HostDriver:
     """`Driver` on host memory; the one kernel it knows is `unit_rows`."""
 
     name = "host"
+    notes = ()
     features = Features(has_graphs=False, has_cooperative=False, max_cluster=1)
 
     def __init__(self, ordinal=0):

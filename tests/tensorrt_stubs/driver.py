@@ -37,6 +37,7 @@ class LateDriver:
 
     def __init__(self, gpu=GPU, capability=(9, 0), num_multiprocessors=132, has_graphs=True):
         self.name = "late"
+        self.notes = ()
         self.info = DeviceInfo(0, gpu, capability, num_multiprocessors, 232448, 50 << 20, 80 << 30, 13000)
         self.features = Features(has_graphs=has_graphs, has_cooperative=False, max_cluster=1)
         self.live = {}  # address -> bytes
