@@ -237,7 +237,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the encoder, what the solver keeps on a GPU, and the files of the bundle."""
-        if self._gpu is not None and self._gpu.context is getattr(self.encoder, "context", None):
+        if self._gpu is not None and self._shares_gpu:
             self._gpu.close()
         self.encoder.close()
         if self._bundle is not None:
@@ -306,8 +306,14 @@ class Engine:
         return assemble(base, encoded, answer, chosen, mode, top_evidence)
 
     def _solve(self, encoded: EncodedImages, problem: Problem) -> Answer:
-        threads, on_device = self.config.solver.num_threads or None, encoded.on_device
+        threads = self.config.solver.num_threads or None
+        on_device = encoded.on_device if self._shares_gpu else None
         return solve_on(problem, self._gpu, threads, on_device, self._falls_back)
+
+    @property
+    def _shares_gpu(self) -> bool:
+        """Whether encoder and solver have one stream: features of another come by way of the host."""
+        return self._gpu is not None and self._gpu.context is getattr(self.encoder, "context", None)
 
     def _settings(self, settings: MethodConfig | None) -> MethodConfig:
         if settings is not None and not isinstance(settings, MethodConfig):

@@ -16,6 +16,7 @@ from kpl_engine.engine import Engine
 from kpl_engine.errors import BackendUnavailableError, CudaError, EncoderError
 from kpl_engine.knowledge import KnowledgeBase
 from kpl_engine.solver import devices
+from kpl_engine.solver.device import DeviceSolver
 
 STEPS = EngineConfig(method=MethodConfig(proxy_iters=20))
 
@@ -125,6 +126,22 @@ def test_the_solver_can_be_kept_on_the_cpu(context, knowledge, images):
     settings = EngineConfig(method=STEPS.method, solver=SolverConfig(device="cpu"))
     result = Engine(FakeDeviceEncoder(context), [knowledge], config=settings).classify(images, method="inmap")
     assert "device" not in result.timings_ms
+
+
+def test_a_solver_on_another_gpu_gets_the_features_by_way_of_the_host(context, open_context, knowledge, images):
+    other = DeviceSolver(open_context())
+    settings = EngineConfig(method=STEPS.method, solver=SolverConfig(device="cuda:1"))
+    with devices.using_device(other):
+        engine = Engine(FakeDeviceEncoder(context), [knowledge], config=settings)
+        found = engine.classify(images, method="inmap")
+    assert other.context.driver.num_launches > 0
+    expected = Engine(FakeEncoder(), [knowledge], config=STEPS).classify(images, method="inmap")
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=2e-5, rtol=0)
+    assert other._plans, "its table has X of its own"
+    (plan,) = other._plans.values()
+    assert plan.table.view("X").owner is not None
+    engine.close()
+    assert other._plans, "a solver of somebody else is left alone"
 
 
 def test_a_gpu_asked_for_by_name_is_never_replaced(knowledge, monkeypatch):
