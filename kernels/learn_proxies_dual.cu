@@ -177,6 +177,8 @@ extern "C" __global__ void __launch_bounds__(256, 1) dual_cluster(KPL_DUAL_PARAM
   const kpl::ClusterTeam team = {rank, count, slots};
   kpl::solve_in_memory(problem, task, team, KPL_DUAL_OPTIONS, shared);
   team.barrier();  // no block may end while others still write into its shared memory
+#else
+  __trap();  // an image for older GPUs on one with clusters: without an answer nobody would know
 #endif
 }
 KPL_EXPORT_KERNEL(dual_cluster);

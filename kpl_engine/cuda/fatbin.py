@@ -12,6 +12,7 @@ _HEADER = struct.Struct("<IHHQ")  # magic, version, bytes of this header, bytes 
 # kind, version, bytes of this header, bytes of the payload, 12 that are skipped, architecture, 8 skipped, flags
 _ENTRY = struct.Struct("<HHIQ12xI8xQ")
 _KINDS = {1: "ptx", 2: "cubin"}
+_STEPS = (80, 90)  # tensor cores, clusters: from here on kernels use them (kernels/device/platform.cuh)
 _ARCHITECTURE_SPECIFIC = 0x100000  # sm_90a and its like: runs on that very architecture only
 
 
@@ -55,8 +56,10 @@ def entries(image: bytes) -> list[Entry]:
 
 
 def fits(image: bytes, compute_capability: tuple[int, int]) -> bool:
-    """Whether it holds anything for this GPU; False for a damaged one."""
+    """Whether it holds code for this GPU with all that launchers take for granted on it; False for a damaged one."""
+    wanted = compute_capability[0] * 10 + compute_capability[1]
+    least = max((step for step in _STEPS if step <= wanted), default=0)
     try:
-        return any(entry.runs_on(compute_capability) for entry in entries(image))
+        return any(entry.runs_on(compute_capability) and entry.architecture >= least for entry in entries(image))
     except ValueError:
         return False

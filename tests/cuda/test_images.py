@@ -100,6 +100,16 @@ def test_entries_of_a_fat_binary():
     assert not fatbin.fits(image, (10, 0))
 
 
+@pytest.mark.parametrize(
+    ("architecture", "fitting", "others"),
+    [(75, [(7, 5)], [(8, 0), (9, 0)]), (80, [(8, 0), (8, 9)], [(9, 0), (12, 0)]), (90, [(9, 0), (12, 0)], [(8, 9)])],
+)
+def test_ptx_of_before_clusters_does_not_do_for_a_gpu_that_is_given_clusters(architecture, fitting, others):
+    image = pack((1, architecture, 0, b"text"))
+    assert [fatbin.fits(image, gpu) for gpu in fitting] == [True] * len(fitting)
+    assert not any(fatbin.fits(image, gpu) for gpu in others)
+
+
 def test_a_damaged_fat_binary_fits_nothing():
     image = pack((2, 90, 0, b"abcdefgh"))
     for cut in range(len(image)):
@@ -144,7 +154,7 @@ def test_the_fat_binary_comes_first_when_it_fits(place, tmp_path, compiler):
 def test_a_fat_binary_of_an_editable_install_must_be_newer_than_the_sources(place, tmp_path, compiler):
     built = tmp_path / "built"
     built.mkdir()
-    (built / "twice.fatbin").write_bytes(pack((1, 75, 0, b"code")))
+    (built / "twice.fatbin").write_bytes(pack((1, 90, 0, b"code")))
     later = time.time() + 60
     os.utime(built / "twice.fatbin", (later, later))
     assert first(None).kind == "fatbin"
