@@ -85,9 +85,9 @@ class DeviceSolver:
                 plan.table.set_sizes(n=sizes, M=counts, k=kept)
                 for place, item in enumerate(items):
                     self._fill(plan, place, item)
-            return [
-                self._answer(plan, place, result, work, items[place].base) for place, result in enumerate(plan.run())
-            ]
+            results = plan.run()
+            self._forget_bases()
+            return [self._answer(plan, place, result, work, items[place].base) for place, result in enumerate(results)]
 
     def _plan_for(self, items: Sequence[DeviceItem], work: Work) -> DevicePlan:
         sizes, counts, kept = _sizes(items, work)
@@ -132,13 +132,16 @@ class DeviceSolver:
     def _on_device(self, base: KnowledgeBase) -> tuple[DeviceArray, DeviceArray]:
         key = base.fingerprint
         if key not in self._bases:
-            while len(self._bases) >= _MAX_BASES:
-                self._bases.popitem(last=False)
             rows = np.ascontiguousarray(base.embeddings, dtype=np.float32)  # (M, d)
             first = np.ascontiguousarray(base.offsets, dtype=np.int32)  # (c + 1,)
             self._bases[key] = self.context.upload(rows), self.context.upload(first)
         self._bases.move_to_end(key)
         return self._bases[key]
+
+    def _forget_bases(self) -> None:
+        """After a run, not while one is filled: it reads every base it was given, however many those are."""
+        while len(self._bases) > _MAX_BASES:
+            self._bases.popitem(last=False)
 
     def _solution(self, plan: DevicePlan, place: int, result: Result, work: Work) -> Solution:
         record, (n, c) = result.record, result.out_scores.shape

@@ -12,7 +12,9 @@ from kpl_engine import learn_proxies, refine_labels
 from kpl_engine.config import MethodConfig
 from kpl_engine.cuda.ops.dual import launch_dual
 from kpl_engine.errors import CudaMemoryError, ShapeError, SolverError
+from kpl_engine.solver import device as device_module
 from kpl_engine.solver.device import DeviceSolver
+from kpl_engine.solver.device_plan import DevicePlan
 from kpl_engine.solver.devices import using_device
 from kpl_engine.solver.hardening import harden
 from kpl_engine.solver.schedule import MAX_DRIFT
@@ -190,6 +192,18 @@ def test_many_problems_share_a_launch(device, rng):
         np.testing.assert_allclose(answer.logits, expected.logits, atol=tolerance, rtol=0)
         assert answer.method_used == expected.method_used
     assert found[5].warnings[0].code == "solver_on_cpu"
+
+
+def test_bases_of_one_launch_outlive_it_however_many_they_are(device, rng, monkeypatch):
+    monkeypatch.setattr(device_module, "_MAX_BASES", 1)
+    config = MethodConfig(proxy_iters=5, min_batch=1)
+    problems = [Problem(*make_problem(rng, 24, 16, 3), "inmap", config) for _ in range(4)]
+    kept, run = [], DevicePlan.run
+    monkeypatch.setattr(DevicePlan, "run", lambda plan: kept.append(len(device._bases)) or run(plan))
+    with using_device(device):
+        solve_many(problems, device="cuda")
+    assert kept == [4]  # when the kernels start, which read them all
+    assert len(device._bases) == 1
 
 
 def test_many_problems_name_the_bad_one(device, rng):
