@@ -26,6 +26,7 @@ _OLDEST_GPU = (
     7,
     5,
 )  # the first with a scheduler that lets the threads of a warp wait for each other, still compiled for
+_OLDEST_CORE = 1  # before, launches were described in other words (LaunchConfig.cooperative_launch)
 _INSTALL = 'pip install "kpl-engine[cuda]"'
 
 
@@ -188,9 +189,11 @@ def _missing(name: str, driver_version: int) -> str:
         return "" if importlib.util.find_spec("pycuda") else "pycuda is not installed (pip install pycuda)"
     try:
         bindings = int(version("cuda-bindings").split(".")[0])
-        version("cuda-core")
+        core = version("cuda-core")
     except PackageNotFoundError as error:
         return f"{error.name} is not installed ({_INSTALL})"
+    if int(core.split(".")[0]) < _OLDEST_CORE:
+        return f"cuda-core {core} is too old: expected {_OLDEST_CORE}.2 or newer ({_INSTALL})"
     major = driver_version // 1000
     if bindings > major:
         return (

@@ -159,6 +159,7 @@ def test_the_adapter(machine, packages, adapter, opened):
         ({"cuda-bindings": "13.5.0"}, "auto", ["cuda-core is not installed"]),
         ({"pycuda": "2026.1"}, "cuda.core", ["kpl-engine[cuda]"]),
         (CORE, "pycuda", ["pip install pycuda"]),
+        ({**CORE, "cuda-core": "0.6.0"}, "auto", ["cuda-core 0.6.0 is too old", "1.2", "kpl-engine[cuda]"]),
         ({"cuda-core": "1.2.2", "cuda-bindings": "14.0"}, "auto", ["for CUDA 14", "13.0", "cuda-core[cu13]"]),
     ],
 )
