@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,20 +103,24 @@ def judge(row: Row, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_row(context: Any, row: Row, repeats: int) -> dict[str, Any]:
-    """A measured row, or why it was skipped: a part of the engine or PyTorch that is not there."""
+    """A measured row; or why it was skipped, a part of the engine or PyTorch that is not there, or how it failed."""
     named = {"row": row.name, "size": row.size, "goal": row.goal, "unit": row.unit}
     try:
         found = measure(context, row, repeats)
     except (ImportError, NotImplementedError) as error:
         return {**named, "skipped": f"{type(error).__name__}: {error}"}
+    except Exception as error:  # the other rows are worth as much: minutes on a GPU are dear
+        traceback.print_exc()
+        return {**named, "failed": f"{type(error).__name__}: {error}"}
     return {**named, **found, **judge(row, found)}
 
 
 def show(result: dict[str, Any]) -> None:
     title = f"{result['row']:>16} {result['size']!s:>18}"
-    if "skipped" in result:
-        print(f"{title} skipped: {result['skipped']}", flush=True)
-        return
+    for state in ("skipped", "failed"):
+        if state in result:
+            print(f"{title} {state}: {result[state]}", flush=True)
+            return
     state = "reached" if result["reached"] else "MISSED" if result["is_right"] else "WRONG ANSWER"
     faster = ", ".join(f"{ratio:.0f}x {name}" for name, ratio in result["speedups"].items())
     print(
@@ -181,10 +186,10 @@ def run_all(rows: Sequence[Row], repeats: int, saves: bool) -> int:
         }
     if saves:
         print(f"written: {save('gpu-bench', record)}")
-    measured = [result for result in results if "skipped" not in result]
-    if not measured:
+    tried = [result for result in results if "skipped" not in result]
+    if not tried:
         print("no row was measured: this run counts as failed")
-    return 0 if measured and all(result["is_right"] for result in measured) else 1
+    return 0 if tried and all(result.get("is_right", False) for result in tried) else 1
 
 
 def measure_ceilings() -> dict[str, Any]:

@@ -34,12 +34,14 @@ def _cpu_model() -> str:
 
 def machine_record(packages: tuple[str, ...]) -> dict[str, Any]:
     """Date, commit (``-dirty`` when the tree has changes), machine, versions and the command."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    try:
+        command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # a lent machine may have no git
+        commit = ""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),

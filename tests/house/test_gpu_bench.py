@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from kpl_engine.errors import CudaMemoryError
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -181,6 +183,20 @@ def test_a_row_without_its_parts_is_skipped_with_the_reason(bench, machine, caps
     assert bench.main(["--rows", "schedule", "schedule-662"]) == 0
     assert machine.saved["gpu-bench"]["rows"][0]["skipped"] == "ModuleNotFoundError: No module named 'torch'"
     assert "skipped: ModuleNotFoundError" in capsys.readouterr().out
+
+
+def test_a_row_that_fails_leaves_the_others(bench, machine, capsys):
+    def measure(row):
+        if row.name == "schedule":
+            raise CudaMemoryError("too little memory")
+        return measured()
+
+    machine.measure = measure
+    assert bench.main(["--rows", "schedule", "schedule-662"]) == 1
+    failed, other = machine.saved["gpu-bench"]["rows"]
+    assert failed["failed"] == "CudaMemoryError: too little memory"
+    assert other["is_right"]
+    assert "failed: CudaMemoryError" in capsys.readouterr().out
 
 
 def test_nothing_measured_and_wrong_answers_are_failures(bench, machine, capsys):
