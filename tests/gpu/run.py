@@ -1,10 +1,11 @@
 """`make test-gpu`: every test that needs a GPU, on the GPU of this machine, and a result file.
 
-    python3 tests/gpu/run.py [--no-sanitizer] [--no-save]
+    python3 tests/gpu/run.py [--stages tests memcheck racecheck] [--no-sanitizer] [--no-save]
 
 Three stages: tests/cuda and tests/gpu on the GPU; then, under compute-sanitizer's memcheck and racecheck, the tests of
 small sizes (those that the host shim runs with its own race check), which must launch every kernel. A run in which no
 test ran on a GPU has failed, and so has a sanitizer that met no kernel. Settings of the GPU are read, never changed.
+Where a machine is lent for minutes, ask for one stage at a time.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ TOOLS = {
     "memcheck": ["--leak-check", "no", "--report-api-errors", "no"],
     "racecheck": ["--racecheck-report", "all"],
 }
+STAGES = ("tests", *TOOLS)
 Call = Callable[[Sequence[str]], int]
 
 
@@ -71,13 +73,18 @@ def run_stage(name: str, command: Sequence[str], report: Path, call: Call) -> di
     return {"status": status, **found, "problems": problems}
 
 
-def run_all(python: str, call: Call, sanitizer: str | None, kernels: set[str]) -> dict[str, Any]:
-    """Every stage by name. ``sanitizer`` is where compute-sanitizer is, None leaves it out."""
+def run_all(
+    python: str, call: Call, sanitizer: str | None, kernels: set[str], asked: Sequence[str] = STAGES
+) -> dict[str, Any]:
+    """The stages asked for by name. ``sanitizer`` is where compute-sanitizer is, None leaves it out."""
     stages = {}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        stages["tests"] = run_stage("tests", pytest_command(python, report), report, call)
+        if "tests" in asked:
+            stages["tests"] = run_stage("tests", pytest_command(python, report), report, call)
         for tool, options in TOOLS.items() if sanitizer else ():
+            if tool not in asked:
+                continue
             prefix = [str(sanitizer), "--tool", tool, *options, "--error-exitcode", str(SANITIZER_ERROR)]
             command = [*prefix, *pytest_command(python, report, "--small-only")]
             stages[tool] = run_stage(f"compute-sanitizer {tool}", command, report, call)
@@ -90,19 +97,22 @@ def run_all(python: str, call: Call, sanitizer: str | None, kernels: set[str]) -
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="by default all")
     parser.add_argument("--no-sanitizer", action="store_true", help="tests only")
     parser.add_argument("--no-save", action="store_true", help="write no result file")
     options = parser.parse_args(arguments)
+    if options.no_sanitizer:
+        options.stages = ["tests"]
     refuse_without_gpu("make test-gpu")
     python = find_python(ROOT / ".venv-gpu")
-    sanitizer = None if options.no_sanitizer else shutil.which("compute-sanitizer")
-    if sanitizer is None and not options.no_sanitizer:
+    sanitizer = shutil.which("compute-sanitizer")
+    if sanitizer is None and set(options.stages) & set(TOOLS):
         raise Refusal(
             "make test-gpu needs compute-sanitizer, which comes with the CUDA toolkit: put it on the PATH, or run "
             "python3 tests/gpu/run.py --no-sanitizer"
         )
     before = describe_gpu()
-    stages = run_all(python, call, sanitizer, kernel_names())
+    stages = run_all(python, call, sanitizer, kernel_names(), options.stages)
     record = {
         **machine_record(PACKAGES),
         "gpus": {"before": before, "after": describe_gpu()},
@@ -115,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("".join(f"  FAILED: {problem}\n" for problem in stage["problems"]), end="")
         print("".join(f"  skipped: {reason}\n" for reason in stage.get("skipped", ())), end="")
     if not options.no_save:
-        print(f"written: {save('gpu-tests', record)}")
+        # Of single stages: one does not overwrite the other
+        name = "gpu-tests" if "tests" in options.stages else "-".join(("gpu-tests", *options.stages))
+        print(f"written: {save(name, record)}")
     return 0 if record["passed"] else 1
 
 

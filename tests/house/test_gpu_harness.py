@@ -73,6 +73,13 @@ def test_everything_in_order(run):
     assert {"--small-only"} <= set(memcheck) & set(racecheck)
 
 
+def test_one_stage_at_a_time(run):
+    call = child()
+    stages = run.run_all("python", call, "/bin/compute-sanitizer", {"one"}, ["racecheck"])
+    assert problems(stages) == {"racecheck": []}
+    assert len(call.seen) == 1
+
+
 @pytest.mark.parametrize(
     ("call", "named"),
     [
@@ -115,6 +122,26 @@ def test_the_result_file(run, machine, monkeypatch, num_on_gpu):
     assert record["gpus"]["before"] == gpus
     assert record["passed"] is (num_on_gpu > 0)
     assert {"torch", "cuda-core"} <= set(record["versions"])
+
+
+def test_stages_that_run_alone_keep_files_apart(run, monkeypatch):
+    saved = []
+    for name, value in {
+        "refuse_without_gpu": lambda what: None,
+        "find_python": lambda folder: sys.executable,
+        "describe_gpu": list,
+        "call": child(kernels=dict.fromkeys(run.kernel_names(), 1)),
+        "save": lambda name, record: saved.append((name, list(record["stages"]))),
+    }.items():
+        monkeypatch.setattr(run, name, value)
+    monkeypatch.setattr(run.shutil, "which", lambda name: "/bin/compute-sanitizer")
+    for stages in (["tests"], ["racecheck"], ["memcheck", "racecheck"]):
+        assert run.main(["--stages", *stages]) == 0
+    assert saved == [
+        ("gpu-tests", ["tests"]),
+        ("gpu-tests-racecheck", ["racecheck"]),
+        ("gpu-tests-memcheck-racecheck", ["memcheck", "racecheck"]),
+    ]
 
 
 def test_kernels_are_found_in_the_sources(run, tmp_path):
