@@ -83,7 +83,7 @@ static __device__ __forceinline__ void write_record(Record& record, const StepSi
   record.converged = end == Verdict::kSettled || is_flat(step);
   record.frozen = end == Verdict::kFrozen;
   record.form = kDualForm;
-  record.gradient_norm = record.residual = sqrt(step.square);
+  record.gradient_norm = sqrt(step.square);  // `residual` stays: the figure of what the closed form refused
   record.lr = step.lr;
 }
 

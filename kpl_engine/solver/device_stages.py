@@ -115,9 +115,9 @@ def _check(problem: Problem) -> _Checked | None:
     config = problem.config or MethodConfig()
     check_method(problem.method, config)
     X, base = check_features(problem.features), as_knowledge(problem.knowledge)
-    work, shares = _work_of(problem, config, len(base.classes), len(base.embeddings))
     if few_images(len(X), len(base.classes), config):
-        return None
+        return None  # what the learning alone would refuse is not asked
+    work, shares = _work_of(problem, config, len(base.classes), len(base.embeddings))
     check_width(X, base)
     return _Checked(problem, X, base, shares, work)
 
