@@ -11,9 +11,9 @@
 // S, P (n, c) float64; 4 n d bytes of X once (once a group of 8 columns beyond the L2 cache), 2 n d c flops; then a
 // pass over the rows reads 16 n c bytes and writes 8. On an H200 a single block is bound by conversions of X (16 a clock)
 // and by latency; (50000, 768, 1000) by float64 products (77 GFLOP, 4 to 5 ms on the plain units) and a sweep by memory
-// (16 n c bytes, 0.2 to 0.3 ms). Predicted: (64, 768, 2 to 5) with 20 greedy steps 20 us: 5 for S, 10 for the steps.
+// (16 n c bytes, 0.2 to 0.3 ms). Predicted: (64, 768, 2 to 5) with 20 greedy steps 23 us: 5 for S, 13 for the steps.
 // The greedy steps are taken by the first block of a team while the others wait: a step of theirs would meet the team
-// twice, 3 us, which is what it costs one block up to about n = 5,000.
+// twice, 3 us, which is what it costs one block up to about n = 3,500.
 #include "device/greedy.cuh"
 #include "device/label_rows.cuh"
 #include "device/problem.cuh"
