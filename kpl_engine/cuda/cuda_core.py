@@ -187,12 +187,17 @@ class CudaCoreDriver:
         if launch.cluster == 1:
             blocks = self.blocks_per_multiprocessor(kernel, launch.block, launch.shared_bytes)
             return blocks * self.info.num_multiprocessors
+        own = cast(CudaCoreKernel, kernel)
+        if launch not in own.clusters:  # plans ask again while a graph is recorded, and it names the default stream
+            own.clusters[launch] = self._ask_clusters(own, launch)
+        return own.clusters[launch]
+
+    def _ask_clusters(self, kernel: CudaCoreKernel, launch: Launch) -> int:
         try:
             with self.calling(f"ask how many clusters of {kernel.name} fit") as check:
-                own = cast(CudaCoreKernel, kernel)
-                own.allow(launch, check)
-                stream = self._device.default_stream
-                return int(own.inner.occupancy.max_active_clusters(launch_config(self._core, launch), stream=stream))
+                kernel.allow(launch, check)
+                config, stream = launch_config(self._core, launch), self._device.default_stream
+                return int(kernel.inner.occupancy.max_active_clusters(config, stream=stream))
         except CudaError as error:
             if error.code in _NO_SUCH_CLUSTER:
                 return 0

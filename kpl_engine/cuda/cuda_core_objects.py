@@ -55,6 +55,7 @@ class CudaCoreKernel:
         self._allowed_shared = _SHARED_WITHOUT_ASKING
         self._allowed_cluster = PORTABLE_CLUSTER
         self._sizes: tuple[int, ...] | None = None
+        self.clusters: dict[Launch, int] = {}  # how many run at once, by what was asked
 
     def allow(self, launch: Launch, check: Check) -> None:
         """Opt in to much shared memory and to clusters above 8 blocks, once each."""

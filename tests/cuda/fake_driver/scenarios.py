@@ -257,12 +257,14 @@ def check_clusters(lab: Lab) -> None:
         assert f"grid=32,1,1 block=64,1,1 shared=0 cluster={cluster} cooperative=0" in log[-1]
     assert driver.clusters_at_once(kernel, Launch(32, 64, cluster=16)) == 3
     assert "grid=32 cluster=16" in lab.asked("cuOccupancyMaxActiveClusters")[0]
+    assert driver.clusters_at_once(kernel, Launch(32, 64, cluster=16)) == 3
+    assert not lab.asked("cuOccupancyMaxActiveClusters"), "known: a plan asks again while a graph is recorded"
     assert driver.clusters_at_once(kernel, Launch(64, 64, cluster=32)) == 0
     lab.fail("cuOccupancyMaxActiveClusters", 912)
-    assert driver.clusters_at_once(kernel, Launch(32, 64, cluster=16)) == 0
+    assert driver.clusters_at_once(kernel, Launch(64, 64, cluster=16)) == 0
     lab.fail()
     lab.fail("cuOccupancyMaxActiveClusters", 700)
-    refused(CudaStickyError, call=lambda: driver.clusters_at_once(kernel, Launch(32, 64, cluster=16)))
+    refused(CudaStickyError, call=lambda: driver.clusters_at_once(kernel, Launch(96, 64, cluster=16)))
 
 
 def check_cooperative_launches(lab: Lab) -> None:
