@@ -1,4 +1,4 @@
-"""What a GPU says of a run, word for word what the CPU says: why there is no closed form, and what too few images are."""
+"""What a GPU says of a run, word for word what the CPU says: why no closed form, and what too few images are."""
 
 from __future__ import annotations
 
