@@ -122,10 +122,15 @@ def compile_kernels(
     ------
     BackendUnavailableError
         There is no such GPU.
+    ConfigError
+        Not a GPU.
     CudaModuleError
         A kernel cannot be compiled.
     """
-    ordinal, said = parse_device(device)[1], probe() if found is None else found
+    kind, ordinal = parse_device(device)
+    if kind == "cpu":
+        raise ConfigError("device: expected 'cuda' or 'cuda:N' to compile kernels for, got 'cpu'")
+    said = probe() if found is None else found
     absence = explain_absence(ordinal, said)
     if absence is not None:
         raise BackendUnavailableError(f"cuda:{ordinal} is not available: {absence}")

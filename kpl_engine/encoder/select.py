@@ -123,7 +123,7 @@ class _Gpu:
     def open(self, ordinal: int) -> Encoder:
         """The first that opens. Raises `BackendUnavailableError` naming them all."""
         if not self.candidates:
-            raise _unavailable(_CUDA, f"this ONNX Runtime has {', '.join(self._present) or 'none'}")
+            raise _unavailable(_CUDA, f"this ONNX Runtime has {', '.join(self._present) or 'none'}{_no_gpu(ordinal)}")
         try:
             context = self._open_context(ordinal)
         except KplError as error:
@@ -150,6 +150,14 @@ class _Gpu:
 
     def notices(self, name: str) -> list[str]:
         return [_chosen(self._device, name, self.passed)] if self._device == "auto" or self.passed else []
+
+
+def _no_gpu(ordinal: int) -> str:
+    """What is missing besides, where the machine has no GPU to begin with."""
+    from kpl_engine.cuda.select import explain_absence
+
+    absence = explain_absence(ordinal)
+    return f", and {absence.split('. ')[0]}" if absence else ""
 
 
 def _name(provider: Provider) -> str:

@@ -17,7 +17,7 @@ from kpl_engine.cuda.nvcc import find_nvcc
 from kpl_engine.cuda.nvrtc import find_nvrtc
 from kpl_engine.cuda.probe import Gpu, Probe
 from kpl_engine.cuda.select import compile_kernels
-from kpl_engine.errors import BackendUnavailableError, CudaModuleError
+from kpl_engine.errors import BackendUnavailableError, ConfigError, CudaModuleError
 
 NVRTC, _ = find_nvrtc()
 NVCC = find_nvcc()
@@ -392,6 +392,8 @@ def test_all_kernels_are_compiled_beforehand(place, tmp_path, compiler):
     assert {flags for _, flags, _ in compiler.asked} == {("-std=c++17", "-arch=sm_90")}
     with pytest.raises(BackendUnavailableError, match="there is no GPU 2"):
         compile_kernels("cuda:2", found=machine)
+    with pytest.raises(ConfigError, match="expected 'cuda' or 'cuda:N'"):
+        compile_kernels("cpu", found=machine)
 
 
 def test_a_folder_that_everyone_may_write_is_not_trusted(tmp_path):

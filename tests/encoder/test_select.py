@@ -179,3 +179,13 @@ def test_providers_by_name(make_bundle):
 def test_unknown_device(device):
     with pytest.raises(ConfigError, match="device"):
         load_encoder(None, device, available=lambda: [CPU])
+
+
+@pytest.mark.parametrize(
+    ("absence", "said"), [("no NVIDIA driver: none. Install it", ", and no NVIDIA driver: none."), (None, "")]
+)
+def test_a_machine_without_a_gpu_is_told_so_besides(monkeypatch, absence, said):
+    monkeypatch.setattr("kpl_engine.cuda.select.explain_absence", lambda ordinal: absence)
+    with pytest.raises(BackendUnavailableError) as caught:
+        load_encoder(Bundle(False), "cuda:1", available=lambda: ["CPUExecutionProvider"])
+    assert f"this ONNX Runtime has CPUExecutionProvider{said}" in str(caught.value)
