@@ -52,12 +52,14 @@ __device__ __noinline__ int first_residual(Fit& fit) {
     fit.common[k] = average;
   }
   __syncthreads();
-  team_sums(fit.team, m, fit.first_column, fit.last_column, [&](int j, int k) {
-    return fit.F[j * padded + k] * fit.F[j * padded + k];
+  // Where classes have all but equal labels F is rounding, and rounding need not be orthogonal to u.
+  team_sums(fit.team, 2 * m, fit.first_column, fit.last_column, [&](int q, int k) {
+    const double value = fit.F[q % m * padded + k];
+    return value * (q < m ? value : direction(fit, k));
   });
   for (int j = thread(); j < m; j += kThreads) {
     fit.size[j] = sqrt(fit.team.totals[j]);
-    fit.along_f[j] = 0.0;
+    fit.along_f[j] = fit.team.totals[m + j];
   }
   __syncthreads();
   return same;

@@ -3,7 +3,7 @@
 // The logarithms (n, c) stay as they are; the state is one potential and one running sum per row and per column. A
 // thread owns every 256th row and column, so only the choice of a line, its peak and its mass are met over the block:
 // three barriers a step, n + c gaps to compare, 3 n (a column) or 3 c (a row) exponentials. Predicted on an H200:
-// 0.65 us a step up to n = 256, latency of the three reductions and of exp; 22 us at n = 27,558, exponentials and L2 reads.
+// 0.65 us a step up to n = 256, latency of the three reductions and of exp; 22 us at n = 27,558, exponentials and L2.
 #pragma once
 
 #include "device/reduce.cuh"

@@ -44,3 +44,14 @@ def test_too_few_images_are_answered_whatever_the_learning_would_refuse(device, 
     expected = solve(X, texts, "kpl", config)
     assert [notice.code for notice in found.warnings] == [notice.code for notice in expected.warnings]
     np.testing.assert_array_equal(found.logits, expected.logits)
+
+
+def test_labels_that_tell_no_classes_apart_have_a_closed_form(device):
+    """Class differences that are rounding point anywhere, along the mean image too, where none belong."""
+    random = np.random.default_rng(7)
+    for n, d, c in [(40, 16, 7), (9, 33, 5), (64, 8, 7), (32, 65, 2)]:
+        X, T = unit(1.0 + random.normal(size=(n, d))), unit(random.normal(size=(c, d))).T
+        P = np.full((n, c), 1 / (n * c)) * (1 + 1e-16 * random.normal(size=(n, c)))
+        with using_device(device):
+            found = learn_proxies(X, T, P, solver="closed_form", device="cuda")
+        np.testing.assert_allclose(found.proxies, learn_proxies(X, T, P, solver="closed_form").proxies, atol=2e-7)
