@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy.typing as npt
 
@@ -19,13 +19,11 @@ from kpl_engine.config import EngineConfig, MethodConfig, MethodName, ModeName
 from kpl_engine.encoder.base import Encoder
 from kpl_engine.encoder.pipeline import EncodedImages, encode_stream
 from kpl_engine.encoder.select import load_encoder
-from kpl_engine.errors import BundleError, ConfigError, InputError, KnowledgeError
+from kpl_engine.errors import ConfigError, InputError, KnowledgeError
 from kpl_engine.knowledge.base import KnowledgeBase
+from kpl_engine.opening import open_solver, read_frozen, read_knowledge
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
 from kpl_engine.solver.select import METHODS, Problem, StreamSolver, freeze, solve_frozen, solve_on
-
-if TYPE_CHECKING:
-    from kpl_engine.solver.device import DeviceSolver
 
 __all__ = ["Engine"]
 
@@ -63,7 +61,7 @@ class Engine:
         self._streams: dict[_StreamKey, StreamSolver] = {}
         for base in self._knowledge.values():
             self._check_fits(base)
-        self._gpu, self._passed_over = _open_solver(self.config.solver.device, encoder)
+        self._gpu, self._passed_over = open_solver(self.config.solver.device, encoder)
         asked = self.config.solver.device
         self._falls_back = (device if asked == "same" else asked) == "auto"
 
@@ -90,8 +88,8 @@ class Engine:
         settings = check_config(config)
         bundle = Bundle.open(path)
         try:
-            bases = [_read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
-            frozen = {base.name: found for base in bases if (found := _read_frozen(bundle, base)) is not None}
+            bases = [read_knowledge(bundle, name) for name in bundle.manifest.get("knowledge", {})]
+            frozen = {base.name: found for base in bases if (found := read_frozen(bundle, base)) is not None}
             encoder = load_encoder(bundle, device, settings.encoder)
             return cls(encoder, bases, frozen=frozen, config=settings, bundle=bundle, device=device)
         except BaseException:
@@ -330,15 +328,6 @@ class Engine:
         return self._streams[key]
 
 
-def _open_solver(device: str, encoder: Encoder) -> tuple[DeviceSolver | None, Notice | None]:
-    context = getattr(encoder, "context", None)  # of an encoder on a GPU
-    if device == "cpu" or (device == "same" and context is None):
-        return None, None
-    from kpl_engine.solver.devices import choose_beside
-
-    return choose_beside(device, context)
-
-
 def _answer_frozen(
     features: Float32, frozen: FrozenProxies | None, method: MethodName, shares: Float64 | None
 ) -> Answer:
@@ -356,23 +345,3 @@ def _answer_frozen(
 
 def _first(encoded: EncodedImages) -> str:
     return f"the first: {encoded.failures[0][2]}" if encoded.failures else "give some"
-
-
-def _read_knowledge(bundle: Bundle, name: str) -> KnowledgeBase:
-    file = bundle.manifest["knowledge"][name]["file"]
-    return KnowledgeBase.from_tensors(*bundle.tensors(file), f"{bundle.path}: {file}")
-
-
-def _read_frozen(bundle: Bundle, base: KnowledgeBase) -> FrozenProxies | None:
-    """Fitted proxies of a knowledge base; refuses those of another width, class count or version of it."""
-    entry = bundle.manifest.get("proxies", {}).get(base.name)
-    if entry is None:
-        return None
-    frozen = FrozenProxies.from_tensors(*bundle.tensors(entry["file"]))
-    expected = (base.embeddings.shape[1], len(base.classes))
-    if frozen.proxies.shape != expected or entry.get("knowledge_fingerprint") != base.fingerprint:
-        raise BundleError(
-            f"{bundle.path}: {entry['file']}: expected proxies of shape {expected} fitted to the present knowledge "
-            f"base {base.name!r}, got shape {frozen.proxies.shape} fitted to another; fit them again"
-        )
-    return frozen
