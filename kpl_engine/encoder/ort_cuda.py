@@ -15,11 +15,11 @@ import numpy as np
 from kpl_engine.arrays import Float32, UInt8
 from kpl_engine.config import EncoderConfig
 from kpl_engine.cuda.context import Context, DeviceArray
-from kpl_engine.cuda.ops.unit_rows import UnitRows
-from kpl_engine.encoder.base import MAX_NORM_ERROR, check_pixels, check_unit
-from kpl_engine.encoder.ort import BundleView, Graph, OrtEncoder
+from kpl_engine.encoder.base import check_pixels, check_unit
+from kpl_engine.encoder.gpu_encoder import GpuEncoder
+from kpl_engine.encoder.ort import BundleView, Graph
 from kpl_engine.encoder.ort_binding import Feeder
-from kpl_engine.errors import BackendUnavailableError, EncoderError, KplError, ShapeError
+from kpl_engine.errors import BackendUnavailableError, EncoderError, KplError
 
 __all__ = ["HOW_TO_INSTALL", "OrtCudaEncoder"]
 
@@ -38,7 +38,7 @@ _SHAPE_OPS = frozenset(
 _CPU = "CPUExecutionProvider"
 
 
-class OrtCudaEncoder(OrtEncoder):
+class OrtCudaEncoder(GpuEncoder):
     """Encodes with ONNX Runtime's CUDA provider; calls from several threads take turns.
 
     Parameters
@@ -75,14 +75,11 @@ class OrtCudaEncoder(OrtEncoder):
         lock: AbstractContextManager[Any] | None = None,
         owns_context: bool = False,
     ) -> None:
-        self.context = context
-        self._turn = context.turn if lock is None else lock
-        self._owns_context = owns_context
+        self._attach(context, lock, owns_context)
         super().__init__(bundle, config, (self._provider,), notices)
         if self._config.use_tf32:
             self.fingerprint += "+tf32"
         self._feeder: Feeder | None = None
-        self._unit = UnitRows(context, MAX_NORM_ERROR)
 
     def encode_images(self, pixels: UInt8) -> Float32:
         """(n, h, w, 3) uint8 -> (n, d) float32 with unit rows, ``batch_size`` pictures at a time."""
@@ -90,37 +87,6 @@ class OrtCudaEncoder(OrtEncoder):
         with self._turn:
             rows = self.context.download(self._encode(pixels))
         return check_unit(rows, "images")
-
-    def encode_on_device(self, pixels: UInt8 | DeviceArray) -> DeviceArray:
-        """(n, h, w, 3) uint8, on the host or the device -> (n, d) float32 with unit rows, on the device.
-
-        Returns before the work is done: what is put into ``context.stream`` next comes after it. Rows are
-        checked and scaled as by `check_unit`, on the device; what was found there is raised by
-        `check_encoded`, which waits, so call that when the answer has come.
-        """
-        if isinstance(pixels, DeviceArray):
-            self._check_array(pixels)
-        else:
-            pixels = check_pixels(pixels, self.image_size)
-        with self._turn:
-            rows = self._encode(pixels)
-            self._unit.scale(rows)
-        return rows
-
-    def check_encoded(self) -> None:
-        """Wait; `EncoderError` if `encode_on_device` met rows that are no unit vectors since the last call."""
-        with self._turn:
-            num_bad, first = self._unit.take()
-        if num_bad:
-            raise EncoderError(
-                f"the encoder returned images that are not finite unit vectors: {num_bad} of them, the first is image "
-                f"{first} of those since the last check; export the model again"
-            )
-
-    def encode_texts(self, texts: Sequence[str], truncate: bool = False) -> Float32:
-        """m texts -> (m, d) float32 with unit rows."""
-        with self._turn:
-            return super().encode_texts(texts, truncate)
 
     def close(self) -> None:
         """Free both graphs and the buffers; calling it twice is harmless."""
@@ -143,14 +109,6 @@ class OrtCudaEncoder(OrtEncoder):
         for start in range(0, n, self.batch_size):
             self._feeder.run(pixels, rows, start, min(self.batch_size, n - start))
         return rows
-
-    def _check_array(self, pixels: DeviceArray) -> None:
-        wanted = (*self.image_size, 3)
-        if pixels.dtype != np.uint8 or len(pixels.shape) != 4 or pixels.shape[1:] != wanted:
-            raise ShapeError(
-                f"pixels on the device: expected (n, {wanted[0]}, {wanted[1]}, 3) of uint8, got {pixels.shape} of "
-                f"{pixels.dtype}"
-            )
 
     def _open(self, entry: Mapping[str, Any], tower: str) -> Graph:
         path, label = self._verified(entry, tower)

@@ -12,13 +12,12 @@ from kpl_engine.arrays import Float32, UInt8
 from kpl_engine.bundle.tensors import load_tensors
 from kpl_engine.config import EncoderConfig
 from kpl_engine.cuda.context import Context, DeviceArray
-from kpl_engine.cuda.ops.unit_rows import UnitRows
-from kpl_engine.encoder.base import MAX_NORM_ERROR, check_pixels
-from kpl_engine.encoder.ort import BundleView, OrtEncoder
+from kpl_engine.encoder.gpu_encoder import GpuEncoder
+from kpl_engine.encoder.ort import BundleView
 from kpl_engine.encoder.plans import Plan, choose_plan, describe_machine, measure_parity
 from kpl_engine.encoder.tensorrt_engine import PlanEngine, Signature
 from kpl_engine.encoder.tensorrt_library import import_tensorrt
-from kpl_engine.errors import EncoderError, ShapeError
+from kpl_engine.errors import EncoderError
 
 __all__ = ["TensorRtEncoder", "open_plan", "read_parity"]
 
@@ -30,7 +29,7 @@ def open_plan(
     return TensorRtEncoder(bundle, context, config, notices, owns_context=True)
 
 
-class TensorRtEncoder(OrtEncoder):
+class TensorRtEncoder(GpuEncoder):
     """Encodes images with a plan that `kpl-engine build` put into the bundle; calls from several threads take turns.
 
     A plan holds code that TensorRT runs on the host. Only plans of the bundle are loaded, after their checksum, so
@@ -60,6 +59,9 @@ class TensorRtEncoder(OrtEncoder):
         The plan is not one of this model, or its features differ from those stored when it was built.
     """
 
+    _bad_rows = "the plan gave"
+    _advice = "build the plan again, in another precision if it stays so"
+
     def __init__(
         self,
         bundle: BundleView,
@@ -72,9 +74,7 @@ class TensorRtEncoder(OrtEncoder):
         lock: AbstractContextManager[Any] | None = None,
         owns_context: bool = False,
     ) -> None:
-        self.context = context
-        self._turn = context.turn if lock is None else lock
-        self._owns_context = owns_context
+        self._attach(context, lock, owns_context)
         self._library = import_tensorrt(("tensorrt", "tensorrt_lean")) if library is None else library
         machine = describe_machine(context.driver.info, str(self._library.__version__))
         is_lean = str(self._library.__name__).startswith("tensorrt_lean")
@@ -83,7 +83,6 @@ class TensorRtEncoder(OrtEncoder):
         super().__init__(bundle, config, ("CPUExecutionProvider",), notices)
         self.batch_size = min(self.batch_size, self.plan.max_batch)
         self.fingerprint += f"+{self.plan.key}"
-        self._unit = UnitRows(context, MAX_NORM_ERROR)
         try:
             self.parity = self._check_parity()
         except BaseException:
@@ -100,41 +99,6 @@ class TensorRtEncoder(OrtEncoder):
         with self._turn:
             return super().encode_images(pixels)
 
-    def encode_on_device(self, pixels: UInt8 | DeviceArray) -> DeviceArray:
-        """(n, h, w, 3) uint8, on the host or the device -> (n, d) float32 with unit rows, on the device.
-
-        Returns before the work is done: what is put into ``context.stream`` next comes after it. Rows that are no
-        unit vectors are raised by `check_encoded`, which waits, so call that when the answer has come.
-        """
-        if isinstance(pixels, DeviceArray):
-            self._check_array(pixels)
-        else:
-            pixels = check_pixels(pixels, self.image_size)
-        with self._turn:
-            if self._engine is None:
-                raise self._closed()
-            n = pixels.shape[0]
-            rows = self.context.empty((n, self.embed_dim), np.float32)
-            for start in range(0, n, self.batch_size):
-                self._engine.put(pixels, rows, start, min(self.batch_size, n - start))
-            self._unit.scale(rows)
-        return rows
-
-    def check_encoded(self) -> None:
-        """Wait; `EncoderError` if `encode_on_device` met rows that are no unit vectors since the last call."""
-        with self._turn:
-            num_bad, first = self._unit.take()
-        if num_bad:
-            raise EncoderError(
-                f"the plan gave images that are not finite unit vectors: {num_bad} of them, the first is image {first} "
-                "of those since the last check; build the plan again, in another precision if it stays so"
-            )
-
-    def encode_texts(self, texts: Sequence[str], truncate: bool = False) -> Float32:
-        """m texts -> (m, d) float32 with unit rows, in float32 on the CPU: bundles keep them."""
-        with self._turn:
-            return super().encode_texts(texts, truncate)
-
     def close(self) -> None:
         """Free the plan and the text tower; calling it twice is harmless."""
         with self._turn:
@@ -142,6 +106,15 @@ class TensorRtEncoder(OrtEncoder):
             self._close_engine()
             if self._owns_context:
                 self.context.close()
+
+    def _encode(self, pixels: UInt8 | DeviceArray) -> DeviceArray:
+        if self._engine is None:
+            raise self._closed()
+        n = pixels.shape[0]
+        rows = self.context.empty((n, self.embed_dim), np.float32)
+        for start in range(0, n, self.batch_size):
+            self._engine.put(pixels, rows, start, min(self.batch_size, n - start))
+        return rows
 
     def _close_engine(self) -> None:
         if self._engine is not None:
@@ -163,14 +136,6 @@ class TensorRtEncoder(OrtEncoder):
             raise EncoderError(f"plan {self.plan.name!r}: its stored pictures are of another model; build it again")
         got = super().encode_images(pixels)
         return measure_parity(got, wanted, self.plan.precision, f"plan {self.plan.name!r} on this machine")
-
-    def _check_array(self, pixels: DeviceArray) -> None:
-        wanted = (*self.image_size, 3)
-        if pixels.dtype != np.uint8 or len(pixels.shape) != 4 or pixels.shape[1:] != wanted:
-            raise ShapeError(
-                f"pixels on the device: expected (n, {wanted[0]}, {wanted[1]}, 3) of uint8, got {pixels.shape} of "
-                f"{pixels.dtype}"
-            )
 
 
 def read_parity(bundle: BundleView, plan: Plan) -> tuple[UInt8, Float32]:
