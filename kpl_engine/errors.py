@@ -6,7 +6,8 @@
     │   ├── ConfigError                an option is out of range or unknown
     │   ├── ImageError                 one image cannot be used (decode, size, format)
     │   ├── KnowledgeError             a knowledge file or knowledge base is unusable
-    │   └── TextTooLongError           a text does not fit the encoder's context
+    │   ├── TextTooLongError           a text does not fit the encoder's context
+    │   └── RequestError               a request to the server is malformed
     ├── BundleError                    a bundle on disk cannot be used
     │   ├── BundleChangedError         another writer replaced it meanwhile
     │   ├── BundleCorruptError         bytes differ from what the manifest promises
@@ -22,6 +23,17 @@
     │   └── CudaStickyError            a kernel failed and the process must be restarted
     ├── ExportError                    a checkpoint could not be exported
     │   └── ParityError                the exported graph differs from the original model
+    ├── ServiceError                   the server does not answer this request
+    │   ├── UnknownModelError          no model, version or address of that name
+    │   ├── WrongVerbError             the address is there, but not for this HTTP method
+    │   ├── TooLargeError              a body, a picture or their number is over the limit
+    │   ├── OverloadedError            full; `retry_after_s` says when to come again
+    │   ├── NotReadyError              starting, draining, or the model is not loaded
+    │   ├── DeadlineExceededError      not answered within the time the request was given
+    │   ├── RequestCancelledError      the client left or cancelled
+    │   ├── SlowRequestError           the client sent its request too slowly
+    │   ├── UnauthorizedError          no token, or not one of the server's
+    │   └── ForbiddenError             the settings of the server do not allow it
     └── MissingExtraError              an optional dependency is not installed
 
 A message says what is wrong, what was expected, what was got, and what to do.
@@ -44,16 +56,28 @@ __all__ = [
     "CudaModuleError",
     "CudaStickyError",
     "EncoderError",
+    "DeadlineExceededError",
     "ExportError",
+    "ForbiddenError",
     "ImageError",
     "InputError",
     "KnowledgeError",
     "KplError",
     "MissingExtraError",
+    "NotReadyError",
+    "OverloadedError",
     "ParityError",
+    "RequestCancelledError",
+    "RequestError",
+    "ServiceError",
     "ShapeError",
+    "SlowRequestError",
     "SolverError",
     "TextTooLongError",
+    "TooLargeError",
+    "UnauthorizedError",
+    "UnknownModelError",
+    "WrongVerbError",
 ]
 
 
@@ -91,6 +115,10 @@ class KnowledgeError(InputError):
 
 class TextTooLongError(InputError):
     """A text does not fit the encoder's context window."""
+
+
+class RequestError(InputError):
+    """A request to the server is malformed: its JSON, a length, a datatype, a shape, a parameter."""
 
 
 class BundleError(KplError):
@@ -163,6 +191,58 @@ class ExportError(KplError):
 
 class ParityError(ExportError):
     """The exported graph differs from the original model by more than the gate allows."""
+
+
+class ServiceError(KplError):
+    """The server does not answer this request; `kpl_engine.server.status` has the codes of both doors."""
+
+
+class UnknownModelError(ServiceError):
+    """There is no model, version or address of that name."""
+
+
+class WrongVerbError(ServiceError):
+    """The address exists, but not for this HTTP method; ``allowed`` lists those it has."""
+
+    def __init__(self, message: str, allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
+class TooLargeError(ServiceError):
+    """A body, a picture, or the number of pictures is over the server's limit."""
+
+
+class OverloadedError(ServiceError):
+    """The server is full; come again after ``retry_after_s`` seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NotReadyError(ServiceError):
+    """The server is starting or draining, or the model is not loaded."""
+
+
+class DeadlineExceededError(ServiceError):
+    """The request was not answered within the time it was given."""
+
+
+class RequestCancelledError(ServiceError):
+    """The client left or cancelled the request."""
+
+
+class SlowRequestError(ServiceError):
+    """The client sent its request more slowly than the server waits."""
+
+
+class UnauthorizedError(ServiceError):
+    """The request carries no token, or not one of the server's."""
+
+
+class ForbiddenError(ServiceError):
+    """The settings of the server do not allow it."""
 
 
 class MissingExtraError(KplError):

@@ -1,0 +1,4 @@
+"""`kpl-engine serve`: two thin doors (HTTP, gRPC) over one service, which batches images of all requests.
+
+Import the leaf modules; nothing is loaded here.
+"""
