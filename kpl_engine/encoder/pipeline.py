@@ -19,7 +19,7 @@ from kpl_engine.errors import EncoderError, ImageError
 from kpl_engine.imaging.decode import ImageSource, decode_image, source_name
 from kpl_engine.imaging.preprocess import Preprocess
 
-__all__ = ["EncodedImages", "encode_stream"]
+__all__ = ["EncodedImages", "Prepared", "encode_stream", "prepare_picture"]
 
 _MOST_UPLOADED = (
     1 << 26
@@ -57,8 +57,11 @@ class EncodedImages:
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
-    """One picture ready for the encoder, or the reason it is not."""
+class Prepared:
+    """One picture ready for the encoder, or the reason it is not.
+
+    ``pixels`` is (h, w, 3) uint8, of the model's size or of its own where that was kept.
+    """
 
     pixels: UInt8 | None
     notices: tuple[str, ...]
@@ -114,22 +117,38 @@ def _prepare_all(
     names: Sequence[str],
     encoder: Encoder,
     config: DecodeConfig,
-) -> Generator[_Prepared, None, None]:
+) -> Generator[Prepared, None, None]:
     """Prepared pictures in order, a bounded number ahead of the reader."""
     ahead = max(encoder.batch_size, 1) + 2 * config.num_threads
-    pending: deque[Future[_Prepared]] = deque()
+    pending: deque[Future[Prepared]] = deque()
     geometry = encoder.preprocess
     keeps_size = config.resize_on_gpu and isinstance(encoder, DeviceEncoder)
     for source, name in zip(sources, names, strict=True):
-        pending.append(pool.submit(_prepare, source, name, geometry, config, keeps_size))
+        pending.append(pool.submit(prepare_picture, source, name, geometry, config, keeps_size))
         if len(pending) >= ahead:
             yield pending.popleft().result()
     while pending:
         yield pending.popleft().result()
 
 
-def _prepare(source: ImageSource, name: str, geometry: Preprocess, config: DecodeConfig, keeps_size: bool) -> _Prepared:
-    """``keeps_size``: leave the resizing to the GPU, unless the picture is so large that several would fill memory."""
+def prepare_picture(
+    source: ImageSource, name: str, geometry: Preprocess, config: DecodeConfig, keeps_size: bool = False
+) -> Prepared:
+    """Read, decode and resize one picture; what is wrong with it stands in ``error`` and is not raised.
+
+    Safe from any thread. Pillow lets go of the interpreter's lock meanwhile.
+
+    Parameters
+    ----------
+    source : path, bytes, PIL image or (h, w, 3) uint8 array
+    name : str
+        What messages call it.
+    geometry : Preprocess
+        That of the encoder.
+    config : DecodeConfig
+    keeps_size : bool
+        Leave the resizing to the GPU, unless the picture is so large that several would fill its memory.
+    """
     try:
         decoded = decode_image(source, config, name)
         start = time.perf_counter()
@@ -146,9 +165,9 @@ def _prepare(source: ImageSource, name: str, geometry: Preprocess, config: Decod
                 f"{name}: not enough memory to resize it; make the picture smaller", source=name
             ) from error
         spent = (time.perf_counter() - start) * 1e3
-        return _Prepared(pixels, decoded.notices, (decoded.read_ms, decoded.decode_ms, spent))
+        return Prepared(pixels, decoded.notices, (decoded.read_ms, decoded.decode_ms, spent))
     except ImageError as error:
-        return _Prepared(None, (), (0.0, 0.0, 0.0), error)
+        return Prepared(None, (), (0.0, 0.0, 0.0), error)
 
 
 class _Run:
@@ -167,7 +186,7 @@ class _Run:
         self._times = [0.0, 0.0, 0.0, 0.0]  # ms: read, decode, preprocess, encode
         self._done = 0
 
-    def add(self, index: int, picture: _Prepared) -> None:
+    def add(self, index: int, picture: Prepared) -> None:
         self._done = index + 1
         self._notices.extend(picture.notices)
         for stage, spent in enumerate(picture.times_ms):
