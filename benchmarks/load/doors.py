@@ -1,0 +1,118 @@
+"""The two doors, as lean as they go: bytes made beforehand go out, bytes come back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+_MOST_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``code`` is the HTTP status or the name of the gRPC one; "broken" when the connection was. ``header_bytes`` is
+    the length of the JSON in front of binary tensors, None without."""
+
+    code: str
+    body: bytes = b""
+    header_bytes: int | None = None
+
+
+class Door(Protocol):
+    """Sends one prepared request."""
+
+    async def send(self, body: bytes, header_bytes: int | None) -> Answer:
+        """The answer, or the code that says why there is none."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+
+
+class HttpDoor:
+    """HTTP/1.1 with as many kept-alive connections as there are requests at a time: none waits for another."""
+
+    def __init__(self, host: str, port: int, path: str, headers: tuple[str, ...] = ()) -> None:
+        self._address = host, port
+        self._lead = "\r\n".join((f"POST {path} HTTP/1.1", f"Host: {host}:{port}", *headers))
+        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+
+    async def send(self, body: bytes, header_bytes: int | None) -> Answer:
+        head = f"{self._lead}\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n"
+        if header_bytes is not None:
+            head += f"Inference-Header-Content-Length: {header_bytes}\r\n"
+        try:
+            reader, writer = await self._connection()
+        except OSError:
+            return Answer("broken")
+        try:
+            writer.write(head.encode() + b"\r\n" + body)
+            answer, keeps = await _read_reply(reader)
+        except (OSError, EOFError, ValueError):
+            writer.close()
+            return Answer("broken")
+        except BaseException:  # cancelled: the reply would be taken for the next one's
+            writer.close()
+            raise
+        if keeps:
+            self._idle.append((reader, writer))
+        else:
+            writer.close()
+        return answer
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._idle:
+            reader, writer = self._idle.pop()  # the last used: the others may time out, and are then left
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(*self._address, limit=1 << 20)
+
+    async def close(self) -> None:
+        for _, writer in self._idle:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+        self._idle.clear()
+
+
+async def _read_reply(reader: asyncio.StreamReader) -> tuple[Answer, bool]:
+    lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+    if "content-length" not in fields:
+        raise ValueError("a reply without Content-Length")
+    body = await reader.readexactly(int(fields["content-length"]))
+    length = fields.get("inference-header-content-length")
+    answer = Answer(lines[0].split(" ", 2)[1], body, None if length is None else int(length))
+    return answer, fields.get("connection", "").lower() != "close"
+
+
+class GrpcDoor:
+    """ModelInfer with messages serialised beforehand, over a few channels in turn."""
+
+    def __init__(self, host: str, port: int, channels: int = 4) -> None:
+        import grpc
+
+        options = [
+            ("grpc.max_receive_message_length", _MOST_BYTES),
+            ("grpc.max_send_message_length", _MOST_BYTES),
+            ("grpc.use_local_subchannel_pool", 1),  # or all channels would share one connection
+        ]
+        self._error: Any = grpc.aio.AioRpcError
+        self._channels = [grpc.aio.insecure_channel(f"{host}:{port}", options=options) for _ in range(channels)]
+        path = "/inference.GRPCInferenceService/ModelInfer"
+        self._calls = deque(channel.unary_unary(path) for channel in self._channels)
+
+    async def send(self, body: bytes, header_bytes: int | None) -> Answer:
+        call = self._calls[0]
+        self._calls.rotate()
+        try:
+            return Answer("OK", await call(body))
+        except self._error as error:
+            return Answer(error.code().name)
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
