@@ -30,6 +30,11 @@ def _required(tensors: Mapping[str, npt.NDArray[Any]], names: tuple[str, ...], o
         )
 
 
+def _own(array: npt.NDArray[Any]) -> Float64:
+    """A float64 copy, row by row; what is read from a file is a view of its bytes."""
+    return np.array(array, dtype=np.float64, order="C")
+
+
 def _features_of_width(features: npt.ArrayLike, d: int) -> Float32:
     X = check_features(features)
     if X.shape[1] != d:
@@ -45,6 +50,9 @@ class StreamSums:
     ``M_j = Σ_i p_ij x_i``, all float64. They add up, so shards merged in any order give the same
     sums to rounding, and forgetting is one multiplication. The text proxies T stay fixed while
     sums are kept: choosing them again starts new sums.
+
+    Arrays are replaced, never written to, so ``dataclasses.replace(sums)`` is a copy in O(1). They lie row by row:
+    BLAS rounds another layout otherwise, and a snapshot keeps none.
     """
 
     text_proxies: Float32  # (d, c)
@@ -174,7 +182,7 @@ class StreamSums:
         """Rebuild from `to_tensors`; raises `ShapeError` when a tensor is missing or does not fit."""
         names = ("text_proxies", "scalars", "feature_sum", "second_moment", "class_mass", "class_sums")
         _required(tensors, names, "stream sums")
-        T = check_array("text_proxies", tensors["text_proxies"], ("d", "c"))
+        T = as_float32(check_array("text_proxies", tensors["text_proxies"], ("d", "c")))
         d, c = T.shape
         tau_t, num_images = check_array("scalars", tensors["scalars"], (2,), np.float64).tolist()
         class_mass = check_array("class_mass", tensors["class_mass"], (c,), np.float64)
@@ -187,10 +195,10 @@ class StreamSums:
             text_proxies=T,
             tau_t=tau_t,
             num_images=num_images,
-            feature_sum=check_array("feature_sum", tensors["feature_sum"], (d,), np.float64),
-            second_moment=check_array("second_moment", tensors["second_moment"], (d, d), np.float64),
-            class_mass=class_mass,
-            class_sums=check_array("class_sums", tensors["class_sums"], (d, c), np.float64),
+            feature_sum=_own(check_array("feature_sum", tensors["feature_sum"], (d,), np.float64)),
+            second_moment=_own(check_array("second_moment", tensors["second_moment"], (d, d), np.float64)),
+            class_mass=_own(class_mass),
+            class_sums=_own(check_array("class_sums", tensors["class_sums"], (d, c), np.float64)),
         )
 
 
@@ -210,6 +218,7 @@ class OnZeta:
     steps are long (0.5 / tau_i = 12.5), so the recursion amplifies rounding: a relative change of
     1e-12 in the features moved answers of 132 images by 0.8, and accuracy by several points. Two
     correct programs agree step by step, not at the end of a stream.
+    Arrays are replaced, never written to, and lie row by row, as in `StreamSums`.
     Source: OnZeta, arXiv 2408.13320.
     """
 
@@ -268,10 +277,10 @@ class OnZeta:
     def from_tensors(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> OnZeta:
         """Rebuild from `to_tensors`; raises `ShapeError` when a tensor is missing or does not fit."""
         _required(tensors, ("text_proxies", "scalars", "proxies", "rho"), "OnZeta state")
-        T = check_array("text_proxies", tensors["text_proxies"], ("d", "c"))
+        T = as_float32(check_array("text_proxies", tensors["text_proxies"], ("d", "c")))
         horizon, tau_t, tau_i, count = check_array("scalars", tensors["scalars"], (4,), np.float64).tolist()
         rho = check_array("rho", tensors["rho"], (T.shape[1],), np.float64)
         if min(horizon, tau_t, tau_i) <= 0 or count < 0 or (rho < 0).any():
             raise ShapeError("OnZeta state: expected positive settings and rho >= 0; the snapshot is damaged")
         W = check_array("proxies", tensors["proxies"], T.shape, np.float64)
-        return cls(T, int(horizon), tau_t, tau_i, W, rho, int(count))
+        return cls(T, int(horizon), tau_t, tau_i, _own(W), _own(rho), int(count))
