@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,10 @@ from kpl_engine.arrays import Bools, Float32, Ints
 from kpl_engine.config import MethodName, ModeName
 from kpl_engine.encoder.pipeline import EncodedImages
 from kpl_engine.knowledge.base import KnowledgeBase
+from kpl_engine.solver.answering import multiply_rows
 from kpl_engine.solver.base import Answer, Notice
 
-__all__ = ["Classification", "Evidence", "Failure", "assemble"]
+__all__ = ["Classification", "Evidence", "Failure", "assemble", "find_evidence"]
 
 
 @dataclass(frozen=True)
@@ -84,35 +85,38 @@ def assemble(
     method: MethodName,
     mode: ModeName,
     top_evidence: int,
+    evidence: Sequence[tuple[Evidence, ...]] | None = None,
 ) -> Classification:
-    """Spread the answers of the usable images over the positions of the input."""
-    n, c = len(encoded.names), len(base.classes)
-    indices = np.full(n, -1, dtype=np.int64)
-    text_indices = np.full(n, -1, dtype=np.int64)
-    probabilities = np.full((n, c), np.nan, dtype=np.float32)
-    text_probabilities = np.full((n, c), np.nan, dtype=np.float32)
-    margins = np.full(n, np.nan, dtype=np.float32)
-    is_undecided = np.zeros(n, dtype=np.bool_)
-    evidence: list[tuple[Evidence, ...]] = [()] * n
-    if answer is not None:
-        ok = encoded.ok_index
-        indices[ok], text_indices[ok] = answer.labels, answer.text_labels
-        probabilities[ok], text_probabilities[ok] = answer.probabilities, answer.text_probabilities
-        margins[ok], is_undecided[ok] = answer.margins, answer.decided_by_rounding
-        for position, found in zip(ok, _find_evidence(encoded.features, base, answer, top_evidence), strict=True):
-            evidence[int(position)] = found
-    names = (None, *base.classes)  # index -1 + 1 is the failed image
+    """Spread the answers of the usable images over the positions of the input.
+
+    ``evidence``, one entry a usable image, is what `find_evidence` found before for the same answer.
+    """
+    if answer is not None and evidence is None:
+        evidence = find_evidence(encoded.features, base, answer, top_evidence)
+    if answer is not None and evidence is not None and len(encoded.ok_index) == len(encoded.names):
+        rows = _Rows(
+            answer.labels,
+            answer.text_labels,
+            answer.probabilities,
+            answer.text_probabilities,
+            answer.margins,
+            answer.decided_by_rounding,
+            tuple(evidence),
+        )
+    else:
+        rows = _spread(encoded, len(base.classes), answer, evidence or ())
+    names = (*base.classes, None)  # index -1 is the failed image
     return Classification(
         classes=base.classes,
         names=tuple(encoded.names),
-        labels=tuple(names[i + 1] for i in indices),
-        class_indices=indices,
-        probabilities=probabilities,
-        margins=margins,
-        is_undecided=is_undecided,
-        evidence=tuple(evidence),
-        text_labels=tuple(names[i + 1] for i in text_indices),
-        text_probabilities=text_probabilities,
+        labels=tuple(names[i] for i in rows.indices.tolist()),
+        class_indices=rows.indices,
+        probabilities=rows.probabilities,
+        margins=rows.margins,
+        is_undecided=rows.is_undecided,
+        evidence=rows.evidence,
+        text_labels=tuple(names[i] for i in rows.text_indices.tolist()),
+        text_probabilities=rows.text_probabilities,
         knowledge=base.name,
         method=method,
         method_used=answer.method_used if answer is not None else method,
@@ -123,15 +127,51 @@ def assemble(
     )
 
 
-def _find_evidence(features: Float32, base: KnowledgeBase, answer: Answer, top: int) -> list[tuple[Evidence, ...]]:
-    """For each image the ``top`` descriptions of its class with the largest cosine, best first."""
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """One entry for each position of the input."""
+
+    indices: Ints  # (n,)
+    text_indices: Ints  # (n,)
+    probabilities: Float32  # (n, c)
+    text_probabilities: Float32  # (n, c)
+    margins: Float32  # (n,)
+    is_undecided: Bools  # (n,)
+    evidence: tuple[tuple[Evidence, ...], ...]
+
+
+def _spread(encoded: EncodedImages, c: int, answer: Answer | None, evidence: Sequence[tuple[Evidence, ...]]) -> _Rows:
+    n = len(encoded.names)
+    indices = np.full(n, -1, dtype=np.int64)
+    text_indices = np.full(n, -1, dtype=np.int64)
+    probabilities = np.full((n, c), np.nan, dtype=np.float32)
+    text_probabilities = np.full((n, c), np.nan, dtype=np.float32)
+    margins = np.full(n, np.nan, dtype=np.float32)
+    is_undecided = np.zeros(n, dtype=np.bool_)
+    reasons: list[tuple[Evidence, ...]] = [()] * n
+    if answer is not None:
+        ok = encoded.ok_index
+        indices[ok], text_indices[ok] = answer.labels, answer.text_labels
+        probabilities[ok], text_probabilities[ok] = answer.probabilities, answer.text_probabilities
+        margins[ok], is_undecided[ok] = answer.margins, answer.decided_by_rounding
+        for position, found in zip(ok, evidence, strict=True):
+            reasons[int(position)] = found
+    return _Rows(indices, text_indices, probabilities, text_probabilities, margins, is_undecided, tuple(reasons))
+
+
+def find_evidence(features: Float32, base: KnowledgeBase, answer: Answer, top: int) -> list[tuple[Evidence, ...]]:
+    """For each image the ``top`` descriptions of its class with the largest cosine, best first.
+
+    Cosines are float64 products, rounded once: in the compiled core those of an image do not depend on its neighbours.
+    """
     found: list[tuple[Evidence, ...]] = [()] * len(features)
-    for j in np.unique(answer.labels):
+    for j in np.unique(answer.labels).tolist() if top else ():
         rows = np.flatnonzero(answer.labels == j)
-        cosines = features[rows] @ base.class_embeddings(int(j)).T  # (rows, m) float32
+        cosines = multiply_rows(features[rows], base.class_embeddings(j).T)  # (rows, m) float64
         best = np.argsort(-cosines, axis=1, kind="stable")[:, :top]
+        values = np.take_along_axis(cosines, best, axis=1).astype(np.float32)
         kept = set(answer.text_proxies.kept[j].tolist())
         texts = base.descriptions[j]
-        for row, order, values in zip(rows, best, cosines, strict=True):
-            found[row] = tuple(Evidence(texts[i], float(values[i]), int(i) in kept) for i in order)
+        for row, order, similarities in zip(rows.tolist(), best.tolist(), values.tolist(), strict=True):
+            found[row] = tuple(Evidence(texts[i], s, i in kept) for i, s in zip(order, similarities, strict=True))
     return found

@@ -12,9 +12,9 @@ from kpl_engine.solver.base import Notice
 from kpl_engine.solver.moments import squared_lengths
 from kpl_engine.solver.online import StreamSums
 
-__all__ = ["answer_notices", "few_images", "input_notices", "method_notices", "zero_mean"]
+__all__ = ["UNIT_SLACK", "answer_notices", "few_images", "input_notices", "method_notices", "zero_mean"]
 
-_UNIT_SLACK = 1e-2  # half-precision encoders leave lengths within about 1e-3 of 1
+UNIT_SLACK = 1e-2  # half-precision encoders leave lengths within about 1e-3 of 1
 _SAMPLED_COLUMNS = 16  # compared before whole rows are
 _SKEW = 0.4  # share of the largest possible imbalance; with two classes it is a 70 : 30 split
 
@@ -81,7 +81,7 @@ def input_notices(X: Float32, T: Float32, *, learns: bool = True) -> list[Notice
         notices.append(
             Notice("zero_vectors", f"{num_zero} of {len(X)} features are zero vectors; their labels carry no evidence")
         )
-    num_long = int((np.abs(lengths[lengths > 0] - 1) > _UNIT_SLACK).sum())
+    num_long = int((np.abs(lengths[lengths > 0] - 1) > UNIT_SLACK).sum())
     if num_long:
         notices.append(
             Notice(

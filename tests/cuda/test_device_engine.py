@@ -110,7 +110,7 @@ def test_a_gpu_that_fails_falls_back_only_for_auto(context, knowledge, images, m
         name: Engine(FakeDeviceEncoder(context), [knowledge], config=STEPS, device=name) for name in ("auto", "cuda")
     }
     for engine in engines.values():
-        monkeypatch.setattr(engine._gpu, "answer", _fail)
+        monkeypatch.setattr(engine._answers._gpu, "answer", _fail)
     result = engines["auto"].classify(images, method="inmap")
     assert result.warnings[0].code == "solver_on_cpu"
     assert "launch refused" in result.warnings[0].message

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kpl_engine import engine as engine_module
+from kpl_engine import answers
 from kpl_engine.config import EngineConfig, SolverConfig
 from kpl_engine.engine import Engine
 from kpl_engine.errors import ConfigError
@@ -17,8 +17,8 @@ def test_solver_threads_reach_the_solver(encoder, make_knowledge, images, monkey
         seen.append(arguments[2])
         return solver(*arguments)
 
-    solver = engine_module.solve_on
-    monkeypatch.setattr(engine_module, "solve_on", solve_on)
+    solver = answers.solve_on
+    monkeypatch.setattr(answers, "solve_on", solve_on)
     chest = Engine(encoder, [make_knowledge()], config=EngineConfig(solver=SolverConfig(num_threads)))
     result = chest.classify(images, method="inmap")
     chest.fit(images, method="inmap")
