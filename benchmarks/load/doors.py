@@ -38,6 +38,7 @@ class HttpDoor:
         self._address = host, port
         self._lead = "\r\n".join((f"POST {path} HTTP/1.1", f"Host: {host}:{port}", *headers))
         self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
+        self._open: list[asyncio.StreamWriter] = []
 
     async def send(self, body: bytes, header_bytes: int | None) -> Answer:
         head = f"{self._lead}\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(body)}\r\n"
@@ -68,14 +69,16 @@ class HttpDoor:
             if not reader.at_eof() and not writer.is_closing():
                 return reader, writer
             writer.close()
-        return await asyncio.open_connection(*self._address, limit=1 << 20)
+        reader, writer = await asyncio.open_connection(*self._address, limit=1 << 20)
+        self._open.append(writer)
+        return reader, writer
 
     async def close(self) -> None:
-        for _, writer in self._idle:
-            writer.close()
+        while self._idle:
+            self._idle.pop()[1].close()
+        for writer in self._open:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
-        self._idle.clear()
 
 
 async def _read_reply(reader: asyncio.StreamReader) -> tuple[Answer, bool]:

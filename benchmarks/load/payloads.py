@@ -136,9 +136,13 @@ def read_http(answer: Answer, output: str) -> npt.NDArray[np.float32]:
 
 def read_grpc(answer: Answer, output: str) -> npt.NDArray[np.float32]:
     """One FP32 output of a serialised ModelInferResponse."""
+    from google.protobuf.message import DecodeError
     from tritonclient.grpc import service_pb2
 
-    reply = service_pb2.ModelInferResponse.FromString(answer.body)
+    try:
+        reply = service_pb2.ModelInferResponse.FromString(answer.body)
+    except DecodeError as error:
+        raise ValueError("not a ModelInferResponse") from error
     for each, raw in zip(reply.outputs, reply.raw_output_contents, strict=True):
         if each.name == output:
             return np.frombuffer(raw, "<f4").reshape(tuple(each.shape))
