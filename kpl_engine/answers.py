@@ -15,7 +15,7 @@ from kpl_engine.encoder.pipeline import EncodedImages
 from kpl_engine.errors import ConfigError, InputError, KnowledgeError, KplError
 from kpl_engine.knowledge.base import KnowledgeBase
 from kpl_engine.opening import open_solver
-from kpl_engine.solver.answering import check_method
+from kpl_engine.solver.answering import check_method, of_width
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
 from kpl_engine.solver.grouped import solve_frozen_each
 from kpl_engine.solver.labels import resolve_prior
@@ -244,7 +244,9 @@ class Answers:
         check_top(query.top_evidence)
         chosen, shares = self.check(base, query.method, query.mode, query.prior)
         features = query.encoded.features
-        return Problem(features, base, chosen, self.config.method, shares) if len(features) else None
+        if len(features) == 0:
+            return None
+        return Problem(of_width(features, base.embeddings.T), base, chosen, self.config.method, shares)
 
     def _alone(self, query: QueryLike) -> Classification | KplError:
         try:

@@ -39,7 +39,8 @@ def solve_frozen_each(features: Sequence[Float32], frozen: FrozenProxies) -> tup
     if len(features) == 1:
         return X, whole, [whole]
     bounds = list(accumulate((len(rows) for rows in features), initial=0))
-    of_proxies = tuple(input_notices(X[:0], frozen.text_proxies, learns=False))
+    plain = np.eye(1, X.shape[1], dtype=np.float32)  # a row that nothing can be said of
+    of_proxies = tuple(input_notices(plain, frozen.text_proxies, learns=False))
     remarkable = _remarkable(X, whole)
     answers = [
         _slice(whole, X, frozen, slice(start, end), None if remarkable[start:end].any() else of_proxies)
