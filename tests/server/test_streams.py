@@ -237,9 +237,12 @@ def test_an_unloaded_model_leaves_memory_and_comes_back(tmp_path, opened, monkey
         patch.setattr(snapshots, "_write", _full)
         streams.forget("demo")
         assert len(images_of(streams)) == 2  # it is nowhere else
+    assert same(ask(streams, 1, base), expected[1])  # loaded again before the disk had room
+    assert streams.snapshot_now()
+    assert images_of(streams) == [2 * ROWS, ROWS]
     streams.forget("demo")
     assert [each["model"] for each in streams.status()["streams"]] == ["other"]
-    assert same(ask(streams, 1, base), expected[1])
+    assert same(ask(streams, 2, base), expected[2])
 
 
 def _full(path, data):
