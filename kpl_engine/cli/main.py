@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
         export_command,
         fit_command,
         knowledge_command,
+        serve_command,
     )
 
     parser = argparse.ArgumentParser(
@@ -43,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit_command.add_parser(commands)
     classify_command.add_parser(commands)
     eval_command.add_parser(commands)
+    serve_command.add_parser(commands)
     doctor_command.add_parser(commands)
     return parser
 

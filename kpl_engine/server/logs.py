@@ -112,6 +112,7 @@ class _Dropping(logging.handlers.QueueHandler):
 
     def __init__(self, lines: queue.Queue[Any]) -> None:
         super().__init__(lines)
+        self._lines = lines
         self._num_dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
@@ -121,11 +122,11 @@ class _Dropping(logging.handlers.QueueHandler):
     def enqueue(self, record: logging.LogRecord) -> None:
         """Put it, or count it."""
         try:
-            if self._num_dropped and not self.queue.full():
+            if self._num_dropped and not self._lines.full():
                 text = f"{self._num_dropped} log lines were dropped: nobody took them"
                 self._num_dropped = 0
-                self.queue.put_nowait(logging.LogRecord(ROOT, logging.WARNING, "", 0, text, None, None))
-            self.queue.put_nowait(record)
+                self._lines.put_nowait(logging.LogRecord(ROOT, logging.WARNING, "", 0, text, None, None))
+            self._lines.put_nowait(record)
         except queue.Full:
             self._num_dropped += 1
 
