@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from kpl_engine.errors import ConfigError
 
-__all__ = ["ServerSettings", "model_name"]
+__all__ = ["ServerSettings", "is_model_name", "model_name"]
 
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
@@ -169,3 +169,8 @@ class ServerSettings:
 def model_name(bundle: Path) -> str:
     """What clients call the model of ``bundle``: its file name without ``.kpl``."""
     return bundle.name.removesuffix(".kpl")
+
+
+def is_model_name(name: str) -> bool:
+    """Whether a model may be called so: 1 to 128 letters, digits, '.', '_', '-', the first a letter or a digit."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
