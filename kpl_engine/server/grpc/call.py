@@ -1,0 +1,127 @@
+"""One call of a client: its metadata, its time, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+
+from kpl_engine.errors import DeadlineExceededError, OverloadedError, RequestError, SlowRequestError
+from kpl_engine.server.infer import clean_id
+from kpl_engine.server.observer import Observer
+from kpl_engine.server.status import INTERNAL_MESSAGE, message_of, status_of
+
+__all__ = ["Auth", "Call", "Guard"]
+
+_LOG = logging.getLogger("kpl_engine.server.grpc")
+# The status travels in the trailers, of which clients take 8 KiB, and its letters beyond ASCII as three times nine.
+_MAX_DETAILS = 800
+
+
+class Auth(Protocol):
+    """Who may call; `kpl_engine.server.auth.TokenGuard` is one."""
+
+    def check_metadata(self, metadata: Any) -> str:
+        """Raise `UnauthorizedError` for a call without a token of the server."""
+
+
+class Call:
+    """What a call brought besides its messages. ``request_id`` is the metadata's until `name` is called."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+        self.metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
+        given = self.metadata.get("x-request-id")
+        self._given = given if isinstance(given, str) else None
+        self.request_id = clean_id(self._given)
+
+    @property
+    def traceparent(self) -> str:
+        """W3C trace context as it came, or ""."""
+        given = self.metadata.get("traceparent", "")
+        return given if isinstance(given, str) else ""
+
+    def name(self, message_id: str) -> None:
+        """The id within the message counts where the metadata has none."""
+        if clean_id(self._given) != self._given:
+            self.request_id = clean_id(message_id, self.request_id)
+
+    def time_left_s(self) -> float | None:
+        """Seconds to the client's deadline, None without one; `DeadlineExceededError` when it has passed."""
+        left: float | None = self.context.time_remaining()
+        if left is None or not math.isfinite(left):
+            return None
+        if left <= 0:
+            raise DeadlineExceededError("the deadline of the call has passed")
+        return left
+
+    async def read(self, timeout_s: float) -> bytes:
+        """The one message of a unary call.
+
+        Raises
+        ------
+        RequestError
+            There is none.
+        SlowRequestError
+            It did not arrive within ``timeout_s``.
+        """
+        try:
+            data = await asyncio.wait_for(self.context.read(), timeout_s)
+        except asyncio.TimeoutError:  # before Python 3.11 it is not the built-in one
+            raise SlowRequestError(f"expected the whole request within {timeout_s:g} s, got part of it") from None
+        if not isinstance(data, bytes):
+            raise RequestError("expected one message, got none")
+        return data
+
+    def trailers(self, error: Exception | None = None) -> tuple[tuple[str, str], ...]:
+        """The metadata that ends the call. `OverloadedError` says when a client's retry policy may try again."""
+        name = ("x-request-id", self.request_id)
+        if isinstance(error, OverloadedError):
+            return name, ("retry-pushback-ms", str(math.ceil(error.retry_after_s * 1e3)))
+        return (name,)
+
+
+class Guard:
+    """What all calls have in common: the token, the status of an error, the metrics, the log."""
+
+    def __init__(self, observer: Observer, auth: Auth | None) -> None:
+        self._observer, self._auth = observer, auth
+
+    def handler(self, operation: str, body: Callable[[Call], Awaitable[Any]], *, is_open: bool = False) -> Any:
+        """An asynchronous method for gRPC that answers with what ``body`` returns; ``is_open``: without a token."""
+
+        async def handle(_: Any, context: Any) -> Any:
+            call, code, started = Call(context), "OK", perf_counter()
+            try:
+                if self._auth is not None and not is_open:
+                    self._auth.check_metadata(context.invocation_metadata())
+                answer = await body(call)
+                context.set_trailing_metadata(call.trailers())
+                return answer
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                code = "CANCELLED"
+                raise
+            except Exception as error:
+                code, text = self.tell(error, operation, call.request_id)
+                await context.abort(getattr(grpc.StatusCode, code), text[:_MAX_DETAILS], call.trailers(error))
+            finally:
+                self._observer.replied("grpc", operation, code, perf_counter() - started)
+
+        return handle
+
+    def tell(self, error: Exception, operation: str, request_id: str) -> tuple[str, str]:
+        """Name of the status and the text for the client; what nobody expected is logged, and not told."""
+        text = message_of(error)
+        if text == INTERNAL_MESSAGE:
+            _LOG.error("%s failed, request %s", operation, request_id, exc_info=error)
+        return status_of(error).grpc, text
+
+    def replied(self, operation: str, code: str, seconds: float) -> None:
+        """A message of a stream was answered."""
+        self._observer.replied("grpc", operation, code, seconds)
