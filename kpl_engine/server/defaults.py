@@ -1,4 +1,4 @@
-"""What the server chooses where a setting leaves it the choice, and which settings do not go together."""
+"""What the server chooses where a setting leaves it the choice."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 from dataclasses import replace
 
 from kpl_engine.cuda.select import explain_absence, parse_device
-from kpl_engine.errors import ConfigError
 from kpl_engine.server.settings import ServerSettings
 
 __all__ = ["CHOSEN", "complete"]
@@ -27,35 +26,18 @@ def complete(settings: ServerSettings, *, is_gpu: bool | None = None, cores: int
         usable GPU.
     cores : int, optional
         By default those this process may use; a container's quota of processor time is not seen.
-
-    Raises
-    ------
-    ConfigError
-        Limits that would refuse every request of a size that another limit allows.
     """
     is_gpu = _runs_on_gpu(settings.device) if is_gpu is None else is_gpu
     cores = _cores() if cores is None else cores
     max_batch = settings.max_batch or (_BATCH_ON_GPU if is_gpu else _BATCH_ON_CPU)
     wanted = max(_BATCHES_IN_FLIGHT * max_batch * settings.instances, settings.max_images)
-    chosen = replace(
+    return replace(
         settings,
         max_batch=max_batch,
         max_inflight_images=settings.max_inflight_images or wanted,
         threads=settings.threads or max(1, cores // settings.instances),
         decode_threads=settings.decode_threads or cores,
     )
-    _check_together(chosen)
-    return chosen
-
-
-def _check_together(settings: ServerSettings) -> None:
-    for small, large in (("max_images", "max_inflight_images"), ("max_body_bytes", "max_inflight_bytes")):
-        least, got = getattr(settings, small), getattr(settings, large)
-        if got < least:
-            raise ConfigError(
-                f"{large}: expected at least {small} ({least}), since a larger request could never be accepted, "
-                f"got {got}; raise the one or lower the other"
-            )
 
 
 def _runs_on_gpu(device: str) -> bool:

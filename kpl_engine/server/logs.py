@@ -19,7 +19,6 @@ from typing import Any, TextIO
 
 from kpl_engine.server.requests import ClassifyRequest
 from kpl_engine.server.settings import LogFormat
-from kpl_engine.server.status import status_of
 
 __all__ = ["AccessLog", "LineFormatter", "logging_to", "note_request"]
 
@@ -132,18 +131,15 @@ class _Dropping(logging.handlers.QueueHandler):
 
 
 class AccessLog:
-    """An `Observer` that writes a line a reply, and the traceback of what nobody expected."""
+    """An `Observer` that writes a line a reply; what nobody expected is logged by who caught it."""
 
     def __init__(self) -> None:
         self._access = logging.getLogger(f"{ROOT}.access")
-        self._errors = logging.getLogger(f"{ROOT}.errors")
         self._models = logging.getLogger(f"{ROOT}.models")
 
-    def accepted(self, request: ClassifyRequest) -> _Watch:
+    def accepted(self, request: ClassifyRequest) -> None:
         """See `Observer`; called in the task of the door, so what is noted here is in its access line."""
-        fields = {"request_id": request.request_id, "model": request.model, "num_images": request.num_images}
-        note_request(**fields)
-        return _Watch(self._errors, fields)
+        note_request(request_id=request.request_id, model=request.model, num_images=request.num_images)
 
     def rejected(self, reason: str, num_images: int) -> None:
         """See `Observer`."""
@@ -178,17 +174,3 @@ class AccessLog:
             told = {"door": door, "operation": operation, "code": code, "ms": round(seconds * 1e3, 3)}
             self._access.log(level, "replied", extra={**(_noted.get() or {}), **told})
         _noted.set(None)  # a task of a door may serve the next request too
-
-
-class _Watch:
-    def __init__(self, logger: logging.Logger, fields: dict[str, Any]) -> None:
-        self._logger, self._fields = logger, fields
-
-    def stage(self, name: str, start_s: float, end_s: float, attributes: Mapping[str, int | float | str]) -> None:
-        """See `RequestSpans`; the times are in metrics and traces."""
-
-    def finish(self, error: BaseException | None) -> None:
-        """Tell what nobody expected; a refusal is in the access line."""
-        if error is not None and status_of(error).http == 500:
-            info = (type(error), error, error.__traceback__)
-            self._logger.error("internal error", exc_info=info, extra=self._fields)

@@ -1,0 +1,112 @@
+"""The HTTP side of the process: one application of all its parts, and the server it runs in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import uvicorn
+from starlette.requests import Request
+from starlette.routing import BaseRoute
+
+from kpl_engine.server.http.app import build_app
+from kpl_engine.server.http.classify import routes
+from kpl_engine.server.http.connection import guarded
+from kpl_engine.server.http.exchange import Receive, Scope, Send, await_reply, read_body
+from kpl_engine.server.logs import note_request
+from kpl_engine.server.observer import Observer
+from kpl_engine.server.port import BytesLease, Service
+from kpl_engine.server.requests import Reply, Ticket
+from kpl_engine.server.settings import ServerSettings
+from kpl_engine.server.tls import Certificate
+
+__all__ = ["HttpServer", "NotedApp", "http_app", "http_server", "metrics_server"]
+
+
+def http_app(service: Service, observer: Observer, auth: Callable[[Scope], object] | None = None) -> Any:
+    """Protocol v2, `/v1` and the page as one ASGI application."""
+    settings = service.settings
+
+    async def read(request: Request, lease: BytesLease) -> bytes:
+        return await read_body(request.scope, request.receive, lease, settings)
+
+    async def answer(request: Request, ticket: Ticket) -> Reply:
+        return await await_reply(ticket, request.receive)
+
+    def id_of(request: Request) -> str:
+        found: str = request.state.request_id
+        return found
+
+    extra: list[BaseRoute] = [*routes(service, read, answer, id_of)]
+    return build_app(service, observer, auth, extra)
+
+
+class NotedApp:
+    """An application whose access lines know the client and the request's id.
+
+    While ``is_leaving`` each reply closes its connection: a client then opens its next one elsewhere, and none is cut
+    off between two requests.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.is_leaving = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One connection event of ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        client = scope.get("client")
+        note_request(client=client[0] if client else "")
+
+        async def noting(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"]
+                request_id = next((value.decode("latin-1") for key, value in headers if key == b"x-request-id"), "")
+                note_request(request_id=request_id)
+                if self.is_leaving:
+                    message["headers"] = [*headers, (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive, noting)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn's server without its signal handlers: signals are the process's business."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        """Nothing is captured."""
+        return nullcontext()
+
+
+def http_server(app: Any, settings: ServerSettings, certificate: Certificate | None) -> HttpServer:
+    """The server of the HTTP door."""
+    context = None if certificate is None else certificate.context
+    return HttpServer(
+        uvicorn.Config(
+            app,
+            http=guarded(settings),
+            ssl_context_factory=None if context is None else lambda _config, _default: context,
+            timeout_keep_alive=max(1, round(settings.keep_alive_s)),
+            **_PLAIN,
+        )
+    )
+
+
+def metrics_server(app: Any, settings: ServerSettings) -> HttpServer:
+    """The server of the metrics' own port."""
+    return HttpServer(uvicorn.Config(app, http=guarded(settings), **_PLAIN))
+
+
+# Addresses that a client sends in X-Forwarded-For are not believed; uvicorn's own lines and banner are not wanted.
+_PLAIN: dict[str, Any] = {
+    "loop": "none",
+    "ws": "none",
+    "lifespan": "off",
+    "log_config": None,
+    "access_log": False,
+    "server_header": False,
+    "proxy_headers": False,
+}
