@@ -216,7 +216,7 @@ class LoadedModels:
         A name from outside is compared with names and never becomes a path.
         """
         if not is_model_name(name):
-            raise self._unknown(str(name))
+            raise self._unknown(name)
         if name in self._given:
             return self._given[name]
         found = self._offered().get(name)
