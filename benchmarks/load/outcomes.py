@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -52,6 +53,23 @@ def latencies(values: Sequence[float]) -> dict[str, Any]:
     return found
 
 
+def _rate(good: Sequence[Outcome], begin: float, end: float) -> float:
+    """Images a second answered between ``begin`` and ``end``.
+
+    A server that works in batches answers in steps, and a window that cuts a step is wrong by up to one batch. So time
+    runs from the last answer before the window to the last one inside it, unless the window ends in a pause longer
+    than any inside it: then the server had stopped, and the pause counts.
+    """
+    inside = sorted((each for each in good if begin <= each.done < end), key=lambda each: each.done)
+    if not inside:
+        return 0.0
+    first = max((each.done for each in good if each.done < begin), default=begin)
+    times = [first, *(each.done for each in inside)]
+    longest = max(after - before for before, after in itertools.pairwise(times))
+    last = times[-1] if end - times[-1] <= longest else end
+    return sum(each.num_images for each in inside) / (last - first)
+
+
 def summarise(outcomes: Sequence[Outcome], begin: float, end: float) -> dict[str, Any]:
     """The window from ``begin`` to ``end`` (seconds of the same clock).
 
@@ -60,7 +78,7 @@ def summarise(outcomes: Sequence[Outcome], begin: float, end: float) -> dict[str
     that this generator exists to avoid.
     """
     inside = [each for each in outcomes if begin <= each.scheduled < end]
-    good = [each for each in outcomes if each.code in ANSWERED and begin <= each.done < end]
+    good = [each for each in outcomes if each.code in ANSWERED]
     refused = [each for each in inside if each.code in REFUSED]
     late = [each for each in inside if each.started - each.scheduled > LATE_S]
     seconds = end - begin
@@ -68,7 +86,7 @@ def summarise(outcomes: Sequence[Outcome], begin: float, end: float) -> dict[str
         "seconds": seconds,
         "requests": len(inside),
         "codes": dict(Counter(each.code for each in inside)),
-        "images_per_s": sum(each.num_images for each in good) / seconds,
+        "images_per_s": _rate(good, begin, end),
         "offered_images_per_s": sum(each.num_images for each in inside) / seconds,
         "checked": sum(each.is_right is not None for each in outcomes),
         "wrong": sum(each.is_right is False for each in outcomes),

@@ -187,6 +187,18 @@ def test_quantiles_are_values_that_were_seen_and_tails_need_samples(load):
     assert quantile([], 0.5) is None
 
 
+@pytest.mark.parametrize("phase", [0.0, 0.03, 0.07, 0.099])
+def test_a_rate_does_not_depend_on_where_the_window_cuts_a_batch(load, phase):
+    """Batches of 8 every 0.1 s are 80 images/s, wherever a window of 0.75 s begins; plain counting says 75 or 85."""
+    Outcome, summarise = load.outcomes.Outcome, load.outcomes.summarise
+    done = [0.1 * batch for batch in range(1, 40) for _ in range(8)]
+    outcomes = [Outcome(at - 0.2, at - 0.2, at, "200") for at in done]
+    assert summarise(outcomes, 1.0 + phase, 1.75 + phase)["images_per_s"] == pytest.approx(80, rel=1e-9)
+    # and a server that stopped is not flattered: nothing after 2.0 in a window to 3.0
+    stopped = [each for each in outcomes if each.done <= 2.0]
+    assert summarise(stopped, 1.0 + phase, 3.0)["images_per_s"] < 50
+
+
 @pytest.fixture
 def rows():
     return np.random.default_rng().random((3, 4), dtype=np.float32)
