@@ -30,7 +30,8 @@ class Admission:
         self._settings = settings
         self._clock = clock
         self._lock = threading.Lock()
-        self.max_images = settings.max_inflight_images or 8 * (settings.max_batch or 8) * settings.instances
+        self.max_images = 0
+        self.derive_limit(settings.max_batch or 8)
         self.num_images = 0
         self.num_bytes = 0
         self.num_leases = 0
@@ -39,8 +40,9 @@ class Admission:
 
     def derive_limit(self, max_batch: int) -> None:
         """8 batches an instance, unless the settings have a number: enough to keep the encoder busy, and no more."""
-        if not self._settings.max_inflight_images:
-            self.max_images = 8 * max_batch * self._settings.instances
+        settings = self._settings
+        derived = max(8 * max_batch * settings.instances, settings.max_images)
+        self.max_images = settings.max_inflight_images or derived
 
     def admit(self, num_images: int) -> None:
         """Count ``num_images`` more; each admission is to be followed by one `release`.
@@ -60,7 +62,8 @@ class Admission:
                 return
             wait = self._retry_after()
         raise OverloadedError(
-            f"the server is full: {self.num_images} images in flight, at most {self.max_images}; come again in {wait:.1f} s",
+            f"the server is full: at most {self.max_images} images in flight, and these would be "
+            f"{self.num_images + num_images}; come again in {wait:.1f} s",
             wait,
         )
 
@@ -72,16 +75,11 @@ class Admission:
                 self._decay()
                 self._rate += num_served / _RATE_MEMORY_S
 
-    def retry_after_s(self) -> float:
-        """Seconds until what is in flight now is answered, at the rate of late; 1 before there is a rate."""
-        with self._lock:
-            return self._retry_after()
-
-    def lease(self) -> Lease:
-        """For the bytes of one request; it counts from `Lease.__enter__` or the first `Lease.grow`."""
+    def lease(self, on_end: Callable[[], None]) -> Lease:
+        """For the bytes of one request; ``on_end`` is called once, when it is closed."""
         with self._lock:
             self.num_leases += 1
-        return Lease(self)
+        return Lease(self, on_end)
 
     def grow(self, num_bytes: int, of_lease: int) -> None:
         """``num_bytes`` more of a body that has ``of_lease`` already; a refused part is not counted."""
@@ -112,6 +110,7 @@ class Admission:
         self._rated_s = now
 
     def _retry_after(self) -> float:
+        """Seconds until what is in flight now is answered, at the rate of late; 1 before there is a rate."""
         self._decay()
         wait = self.num_images / self._rate if self._rate > 1e-6 else 1.0
         return min(max(wait, _SHORTEST_RETRY_S), self._settings.deadline_s)
@@ -120,11 +119,11 @@ class Admission:
 class Lease:
     """See `port.BytesLease`. One thread at a time."""
 
-    def __init__(self, admission: Admission, on_end: Callable[[], None] | None = None) -> None:
+    def __init__(self, admission: Admission, on_end: Callable[[], None]) -> None:
         self._admission = admission
         self._num_bytes = 0
         self._is_open = True
-        self.on_end = on_end
+        self._on_end = on_end
 
     def grow(self, num_bytes: int) -> None:
         """See `port.BytesLease`."""
@@ -137,8 +136,7 @@ class Lease:
         if self._is_open:
             self._is_open = False
             self._admission.end_lease(self._num_bytes)
-            if self.on_end is not None:
-                self.on_end()
+            self._on_end()
 
     def __enter__(self) -> Lease:
         return self
@@ -147,6 +145,3 @@ class Lease:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        self.close()  # a door that lost its lease on the way must not keep the server full for ever

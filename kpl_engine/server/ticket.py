@@ -45,8 +45,9 @@ class Picture:
 class Job:
     """A request, what is known of its pictures so far, and who works on it. Changed under the flow's lock only.
 
-    ``num_to_decode`` and ``num_to_encode`` wait in a line; ``num_left`` have neither features nor an error;
-    ``num_holds`` workers have it in hand: the model must not be given back before they are through.
+    ``num_to_decode`` and ``num_to_encode`` pictures wait in a line, ``is_to_solve`` says that the request does;
+    ``num_left`` pictures have neither features nor an error; ``num_holds`` workers have it in hand: the model must not
+    be given back before they are through. ``is_failed``: an error ends it, though that was not told yet.
     """
 
     __slots__ = (
@@ -61,7 +62,8 @@ class Job:
         "features",
         "future",
         "is_done",
-        "is_solving",
+        "is_failed",
+        "is_to_solve",
         "mode",
         "model",
         "names",
@@ -99,7 +101,7 @@ class Job:
         self.features: Float32 = np.empty((n, model.info.embed_dim), np.float32) if given is None else given
         self.num_images, self.num_left = n, n if given is None else 0
         self.num_to_decode = self.num_to_encode = self.num_holds = 0
-        self.is_done = self.is_solving = False
+        self.is_done = self.is_failed = self.is_to_solve = False
         self.decode_s: tuple[float, float] | None = None  # first begun, last done
         self.encode_s: tuple[float, float] | None = None
         self.solve_s: tuple[float, float] | None = None
@@ -141,9 +143,10 @@ class Job:
         """A picture cannot be used; the error that ends the request, if that is one."""
         self._errors[index] = error
         self.num_left -= 1
-        if not self.request.skips_bad:
-            return error
-        return None if len(self._errors) < self.num_images else self._nothing_left()
+        if self.request.skips_bad and len(self._errors) < self.num_images:
+            return None
+        self.is_failed = True
+        return self._nothing_left() if self.request.skips_bad else error
 
     def _nothing_left(self) -> Exception:
         first = self._errors[min(self._errors)]
