@@ -5,14 +5,14 @@ A line holds counts, codes and times; never a token, a header, image bytes or th
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import logging.handlers
 import queue
 import re
 import sys
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import datetime, timezone
 from typing import Any, TextIO
@@ -27,6 +27,7 @@ _FIELDS = ("request_id", "door", "operation", "code", "reason", "ms", "num_image
 _SECRET = re.compile(r"(?i)\b(bearer|basic)(\s+)[^\s,;'\"]+")
 _MAX_TEXT = 16384
 _QUEUE_LINES = 10_000
+_LAST_LINES_S = 2.0
 # Probes come every few seconds from each load balancer.
 _PROBES = frozenset({"live", "ready", "server_live", "server_ready", "ServerLive", "ServerReady", "health", "metrics"})
 _noted: ContextVar[dict[str, Any] | None] = ContextVar("kpl_request_log", default=None)
@@ -75,7 +76,7 @@ def _printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-@contextmanager
+@contextlib.contextmanager
 def logging_to(kind: LogFormat, level: str, stream: TextIO | None = None) -> Iterator[None]:
     """Within the block the server's and its libraries' records become lines on ``stream`` (stderr).
 
@@ -84,8 +85,7 @@ def logging_to(kind: LogFormat, level: str, stream: TextIO | None = None) -> Ite
     """
     writer = logging.StreamHandler(sys.stderr if stream is None else stream)
     writer.setFormatter(LineFormatter(kind))
-    handler = _Dropping(queue.Queue(_QUEUE_LINES))
-    listener = logging.handlers.QueueListener(handler.queue, writer)
+    handler = _Dropping(writer)
     # uvicorn tells of its own start and stop at info; the server does that itself.
     levels = {ROOT: level.upper(), "uvicorn": "WARNING", "grpc": "WARNING", "opentelemetry": "ERROR"}
     before = {name: (logging.getLogger(name).level, logging.getLogger(name).propagate) for name in levels}
@@ -94,7 +94,6 @@ def logging_to(kind: LogFormat, level: str, stream: TextIO | None = None) -> Ite
         logger.setLevel(wanted)
         logger.propagate = False
         logger.addHandler(handler)
-    listener.start()
     try:
         yield
     finally:
@@ -103,31 +102,46 @@ def logging_to(kind: LogFormat, level: str, stream: TextIO | None = None) -> Ite
             logger.removeHandler(handler)
             logger.setLevel(old_level)
             logger.propagate = propagates
-        listener.stop()
+        handler.close()
 
 
-class _Dropping(logging.handlers.QueueHandler):
-    """Never waits for the writer."""
+class _Dropping(logging.Handler):
+    """Hands records to a thread that writes them, and never waits for it: not even at the end for long."""
 
-    def __init__(self, lines: queue.Queue[Any]) -> None:
-        super().__init__(lines)
-        self._lines = lines
+    def __init__(self, writer: logging.Handler) -> None:
+        super().__init__()
+        self._writer = writer
+        self._waiting: queue.Queue[logging.LogRecord | None] = queue.Queue(_QUEUE_LINES)
         self._num_dropped = 0
+        self._thread = threading.Thread(target=self._write, name="kpl-logs", daemon=True)
+        self._thread.start()
 
-    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """As it is: the writer is in this process, and formats."""
-        return record
-
-    def enqueue(self, record: logging.LogRecord) -> None:
-        """Put it, or count it."""
+    def emit(self, record: logging.LogRecord) -> None:
+        """Put it, or count it; under the lock of the handler."""
         try:
-            if self._num_dropped and not self._lines.full():
-                text = f"{self._num_dropped} log lines were dropped: nobody took them"
-                self._num_dropped = 0
-                self._lines.put_nowait(logging.LogRecord(ROOT, logging.WARNING, "", 0, text, None, None))
-            self._lines.put_nowait(record)
+            self._waiting.put_nowait(record)
         except queue.Full:
             self._num_dropped += 1
+
+    def close(self) -> None:
+        """Write what waits, for at most two seconds."""
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=_LAST_LINES_S)
+        self._thread.join(_LAST_LINES_S)
+        super().close()
+
+    def _write(self) -> None:
+        while (record := self._waiting.get()) is not None:
+            self._writer.handle(record)
+            self._tell_dropped()
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            num_dropped, self._num_dropped = self._num_dropped, 0
+        if num_dropped:
+            text = f"{num_dropped} log lines were dropped: nobody took them"
+            self._writer.handle(logging.LogRecord(ROOT, logging.WARNING, "", 0, text, None, None))
 
 
 class AccessLog:
