@@ -10,6 +10,7 @@ import uvicorn
 
 from kpl_engine.server.http.app import build_app
 from kpl_engine.server.http.connection import guarded
+from tests.server.doubles import EngineService
 from tests.server.recording import Recorder
 
 
@@ -59,7 +60,25 @@ def serve():
         yield lambda *args, **options: stack.enter_context(HttpServer(*args, **options))
 
 
+@pytest.fixture(scope="module")
+def _running(demo_engine):
+    # Starting and stopping takes uvicorn 0.2 s, so the tests of a file share one.
+    with HttpServer(EngineService(demo_engine)) as server:
+        yield server
+
+
 @pytest.fixture
-def http_server(service, serve):
-    """A server over the double of the service."""
-    return serve(service)
+def service(_running):
+    """The double of the service behind `http_server`, as new."""
+    found = _running.service
+    found.live = found.ready = found.loaded = True
+    found.fail_with = found.hold = None
+    found.tickets, found.requests = [], []
+    return found
+
+
+@pytest.fixture
+def http_server(_running, service):
+    """A server over ``service``."""
+    _running.recorder.replies.clear()
+    return _running
