@@ -20,7 +20,11 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
+# Those that speak to a server are run by test_readme_serve.py.
+ALONE = [code for code in blocks("python") if ":8000" not in code]
+
+
+@pytest.mark.parametrize("code", ALONE, ids=lambda code: code.splitlines()[0])
 def test_python_examples_run(code, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})

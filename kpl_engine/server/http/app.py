@@ -36,7 +36,7 @@ from kpl_engine.server.status import message_of, status_of
 __all__ = ["HttpDoor", "build_app"]
 
 Auth = Callable[[Scope], object]
-_PAGE = Path(__file__).with_name("page")
+_PAGE = Path(__file__).parents[1] / "page"
 _SECURITY = [(b"x-content-type-options", b"nosniff")]
 _log = logging.getLogger("kpl_engine.server")
 
