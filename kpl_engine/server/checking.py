@@ -61,8 +61,7 @@ def check_request(request: ClassifyRequest, model: Model, has_streams: bool) -> 
     check_top(request.top_k)
     if mode == "stream":
         _check_stream(request, has_streams)
-    else:
-        model.check(base.name, request.method, mode, request.prior)
+    model.check(base.name, request.method, mode, request.prior)
     if request.priority not in (0, 1, 2, 3):
         raise RequestError(f"priority: expected 0 (ordinary), 1 (first), 2 or 3, got {request.priority!r}")
     timeout = request.timeout_s

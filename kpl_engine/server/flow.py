@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import threading
 from collections.abc import Callable, Sequence
 
@@ -10,6 +9,7 @@ from kpl_engine.arrays import Float32
 from kpl_engine.encoder.pipeline import Prepared
 from kpl_engine.errors import DeadlineExceededError, NotReadyError
 from kpl_engine.server.batcher import Batcher, Line
+from kpl_engine.server.deadlines import Deadlines
 from kpl_engine.server.parts import Lane, Model
 from kpl_engine.server.requests import Reply
 from kpl_engine.server.ticket import Job, Picture
@@ -18,7 +18,6 @@ __all__ = ["Flow", "Outcome"]
 
 Outcome = Reply | Exception
 _MOST_SOLVED = 256  # requests in one call of the solver
-_SPARE_DEADLINES = 1024
 
 
 class Flow:
@@ -50,7 +49,7 @@ class Flow:
         self._to_encode: Batcher[Picture] = Batcher()
         self._to_solve: Line[Job] = Line()
         self._jobs: dict[int, Job] = {}
-        self._deadlines: list[tuple[float, int]] = []  # heap of (deadline, arrival); some of requests that have left
+        self._deadlines = Deadlines(self._jobs)
         self._arrivals = 0
         self._is_closed = False
         self.num_decoding = 0
@@ -77,7 +76,8 @@ class Flow:
                 raise NotReadyError("the server has stopped; send the request to another")
             job.arrival = self._arrivals = self._arrivals + 1
             self._jobs[job.arrival] = job
-            self._add_deadline(job)
+            if self._deadlines.add(job.deadline_s, job.arrival, len(self._jobs)):
+                self._deadline_nearer.notify()
             job.num_to_decode = len(raw)
             for picture in raw:
                 self._to_decode.put(picture, job.priority, job.arrival)
@@ -219,11 +219,12 @@ class Flow:
     def expire_next(self) -> bool:
         """A turn of the thread that answers requests past their deadline, wherever they wait; False at the close."""
         with self._lock:
-            while not self._is_closed and not (due := self._due()):
-                self._deadline_nearer.wait(self._next_deadline_in())
+            while not self._is_closed and not (due := self._deadlines.take_due(self._clock())):
+                self._deadline_nearer.wait(self._deadlines.next_in(self._clock()))
             if self._is_closed:
                 return False
-        self._expire(due)
+            jobs = [self._jobs[arrival] for arrival in due]
+        self._expire(jobs)
         return True
 
     def wait_until_empty(self, timeout_s: float, is_awaited: Callable[[], bool]) -> bool:
@@ -246,14 +247,10 @@ class Flow:
         """Every ``take_*`` returns None from now on."""
         with self._lock:
             self._is_closed = True
-            for condition in (
-                self._decode_ready,
-                self._encode_ready,
-                self._solve_ready,
-                self._deadline_nearer,
-                self._emptier,
-            ):
-                condition.notify_all()
+            for stage in (self._decode_ready, self._encode_ready, self._solve_ready):
+                stage.notify_all()
+            self._deadline_nearer.notify_all()
+            self._emptier.notify_all()
 
     def _put_ready(self, picture: Picture) -> None:
         job = picture.job
@@ -289,27 +286,3 @@ class Flow:
         for job in jobs:
             allowed = job.deadline_s - job.submitted_s
             self.finish(job, DeadlineExceededError(f"not answered within {allowed:.3g} s, the time it was given"))
-
-    def _add_deadline(self, job: Job) -> None:
-        if len(self._deadlines) > 2 * len(self._jobs) + _SPARE_DEADLINES:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._jobs]
-            heapq.heapify(self._deadlines)
-        if not self._deadlines or job.deadline_s < self._deadlines[0][0]:
-            self._deadline_nearer.notify()
-        heapq.heappush(self._deadlines, (job.deadline_s, job.arrival))
-
-    def _due(self) -> list[Job]:
-        """Requests past their deadline; afterwards the first deadline is one of a request that is in flight."""
-        now, due = self._clock(), []
-        while self._deadlines:
-            deadline, arrival = self._deadlines[0]
-            job = self._jobs.get(arrival)
-            if job is not None and deadline > now:
-                break
-            heapq.heappop(self._deadlines)
-            if job is not None:
-                due.append(job)
-        return due
-
-    def _next_deadline_in(self) -> float | None:
-        return max(self._deadlines[0][0] - self._clock(), 0.0) if self._deadlines else None

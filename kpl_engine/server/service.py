@@ -19,7 +19,7 @@ from kpl_engine.server.parts import Model, Models
 from kpl_engine.server.port import IndexEntry, ModelInfo, ModelStatistics
 from kpl_engine.server.reporting import Reporting
 from kpl_engine.server.requests import ClassifyRequest
-from kpl_engine.server.settings import ServerSettings
+from kpl_engine.server.settings import ServerSettings, model_name
 from kpl_engine.server.solving import StreamsPort, solve_next
 from kpl_engine.server.stages import decode_next, encode_next
 from kpl_engine.server.status import status_of
@@ -137,7 +137,7 @@ class BatchingService:
         if self._death is not None or self._state != "ready":
             return False
         ready = {entry.name for entry in self._models.index() if entry.state == "READY"}
-        return all(path.stem in ready for path in self.settings.bundles)
+        return all(model_name(path) in ready for path in self.settings.bundles)
 
     def statistics(self, name: str = "", version: str = "") -> Mapping[str, ModelStatistics]:
         """See `port.Service`."""

@@ -87,7 +87,9 @@ def _answer_stream(job: Job, streams: StreamsPort | None) -> Classification | Ex
             job.model.method_config,
             query.encoded,
             query.top_evidence,
-            encoder_fingerprint=info.fingerprint,
+            encoder_fingerprint=job.model.lane.encoders[
+                0
+            ].fingerprint,  # not the model's: fitting is no reason to forget
         )
     except Exception as error:
         return _logged(job, error)
