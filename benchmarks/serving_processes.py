@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -134,6 +134,35 @@ def start_kpl(bundles: list[Path], work: Path, options: list[str], log: str = "k
     command = [sys.executable, "-m", "kpl_engine", "serve", *map(str, bundles)]
     command += ["--device", "cpu", "--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
     return served("kpl-engine", [*command, *options], http, grpc, work / log, dict(os.environ))
+
+
+@dataclass
+class ForeignCpu:
+    """Cores that processes other than this one and its children kept busy, on average."""
+
+    cores: float = 0.0
+
+
+@contextlib.contextmanager
+def foreign_cpu() -> Iterator[ForeignCpu]:
+    """Who shares the machine during the block: above a few hundredths of a core its figures are not those of a quiet
+    one."""
+    found, begin, before = ForeignCpu(), time.perf_counter(), _busy_s()
+    yield found
+    after = _busy_s()
+    others = (after[0] - before[0]) - (after[1] - before[1])
+    found.cores = max(others / (time.perf_counter() - begin), 0.0)
+
+
+def _busy_s() -> tuple[float, float]:
+    """CPU seconds since the start: of the whole machine, of this process and its children."""
+    times = psutil.cpu_times()
+    own = 0.0
+    for each in _tree(os.getpid()):
+        with contextlib.suppress(psutil.Error):
+            spent = each.cpu_times()
+            own += spent.user + spent.system
+    return times.user + times.nice + times.system, own
 
 
 class Sampler:

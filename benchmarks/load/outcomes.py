@@ -85,6 +85,7 @@ def summarise(outcomes: Sequence[Outcome], begin: float, end: float) -> dict[str
     return {
         "seconds": seconds,
         "requests": len(inside),
+        "images": sum(each.num_images for each in good),
         "codes": dict(Counter(each.code for each in inside)),
         "images_per_s": _rate(good, begin, end),
         "offered_images_per_s": sum(each.num_images for each in inside) / seconds,
