@@ -27,8 +27,8 @@ def guarded(settings: ServerSettings) -> type[HttpToolsProtocol]:
 
     A connection is closed when the headers of a request are not there ``header_timeout_s`` after the connection was
     made or their first byte came (408 where some came), when they are over 32 KiB or 128 in number (431), when the
-    rest of a body that was answered early is not there after ``body_timeout_s``, and at once when there are
-    ``max_connections`` already (503).
+    rest of a body that was answered early is not there after ``body_timeout_s``, when the client has not taken
+    a reply within that, and at once when there are ``max_connections`` already (503).
     """
     return type("GuardedProtocol", (_Guarded,), {"settings": settings})
 
@@ -39,9 +39,10 @@ class _Guarded(HttpToolsProtocol):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._awaits_headers = True
-        self._in_body = False
-        self._num_bytes = 0  # that came since the last request
+        self._in_head = self._in_body = False
+        self._num_bytes = 0  # that came after those of the last request
         self._head_bytes = 0  # of the headers now being read
         self._fault = (400, "malformed HTTP request")
 
@@ -56,6 +57,7 @@ class _Guarded(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._stop_write_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -65,8 +67,13 @@ class _Guarded(HttpToolsProtocol):
             return
         if self._num_bytes > _MAX_HEAD_BYTES:
             self._refuse(431, f"expected at most {_MAX_HEAD_BYTES} bytes of headers, got more")
-        elif self._timer is None:  # the first bytes of another request
+        elif self._timer is None and self._has_begun:
             self._arm(self.settings.header_timeout_s)
+
+    @property
+    def _has_begun(self) -> bool:
+        """Some of the headers are here, or bytes that may become some; else the connection is idle."""
+        return self._in_head or self._num_bytes > 0
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -87,11 +94,11 @@ class _Guarded(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head_bytes = 0
+        self._head_bytes, self._in_head = 0, True
 
     def on_headers_complete(self) -> None:
         self._disarm()
-        self._awaits_headers, self._in_body = False, True
+        self._awaits_headers, self._in_head, self._in_body = False, False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -103,6 +110,19 @@ class _Guarded(HttpToolsProtocol):
         super().on_response_complete()
         if self._in_body and not self.transport.is_closing():
             self._arm(self.settings.body_timeout_s)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.settings.body_timeout_s, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._stop_write_timer()
+        super().resume_writing()
+
+    def _stop_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(*self._fault)
@@ -120,7 +140,7 @@ class _Guarded(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
-        if self._awaits_headers and self._num_bytes:
+        if self._awaits_headers and self._has_begun:
             self._refuse(408, f"expected all headers within {self.settings.header_timeout_s:g} s")
         else:
             self.transport.close()

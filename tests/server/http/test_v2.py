@@ -251,6 +251,7 @@ def test_malformed_json(ask, content, says):
         ({"inputs": [BINARY]}, bytes(256), "10", "expected a JSON infer request"),
         ({"inputs": [BINARY]}, bytes(256), "-1", "expected a number of bytes"),
         ({"inputs": [BINARY]}, bytes(256), "1e3", "expected a number of bytes"),
+        ({"inputs": [BINARY]}, bytes(256), "9" * 5000, "expected a number of bytes"),
         ({"inputs": [BINARY]}, bytes(256), "\u00b2", "expected a number of bytes"),
         ({"inputs": [BINARY]}, np.full(64, np.nan, "<f4").tobytes(), None, "finite"),
     ],
