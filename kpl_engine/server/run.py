@@ -79,9 +79,13 @@ def serve(
         raise_open_files()
         process = _Process(settings, notify_socket, announce or _print, build)
         try:
-            return asyncio.run(process.main())
+            code = asyncio.run(process.main())
         finally:
             process.close()
+    if process.is_loading:
+        # Loading cannot be broken off, and must not hold up who wants the process gone.
+        os._exit(code)
+    return code
 
 
 def _print(line: str) -> None:
@@ -113,6 +117,7 @@ class _Process:
         self._reloading = threading.Lock()
         self._num_signals = 0
         self._is_dead = False
+        self.is_loading = False  # a signal came before the models were there
         self._addresses: dict[str, str] = {}
 
     async def main(self) -> int:
@@ -187,9 +192,8 @@ class _Process:
         if done.done():
             done.result()
             return not self._stop.is_set()
-        # Loading cannot be broken off, and must not hold up who wants the process gone.
-        _LOG.warning("stopped while models were loading")
-        os._exit(0)
+        self.is_loading = True
+        return False
 
     def _tell_ready(self) -> None:
         seconds = perf_counter() - self._started_s
@@ -202,9 +206,12 @@ class _Process:
         self._announce(line)
 
     async def _leave(self) -> int:
-        """Drain and close; the doors close after it."""
+        """Drain and close the service; the doors close after it."""
         settings = self._settings
         notify_systemd(self._notify_socket, "STOPPING=1")
+        if self.is_loading:
+            _LOG.warning("stopped while models were loading")
+            return 0
         if self._is_dead:
             await asyncio.sleep(_AFTER_DEATH_S)
             await asyncio.to_thread(self._service.close)
@@ -258,7 +265,8 @@ class _Process:
 
     def close(self) -> None:
         """What must be closed whatever happened: threads and the last traces."""
-        self._service.close()
+        if not self.is_loading:
+            self._service.close()
         if self._tracing is not None:
             self._tracing.close()
 
