@@ -142,8 +142,8 @@ def print_overload(over: dict[str, Any]) -> None:
     rss, refusal = over["rss_mib"], over["refusal"]
     print(
         f"200 %: goodput {over['goodput_share']:.1%} of peak; {refusal['count']} refusals, "
-        f"p50 {_ms(refusal['p50_ms'])}, p99 {_ms(refusal['p99_ms'])}; RSS {rss['first']:.0f} -> {rss['last']:.0f} MiB (most {rss['most']:.0f}); "
-        f"{over['codes']}\n"
+        f"p50 {_ms(refusal['p50_ms'])}, p99 {_ms(refusal['p99_ms'])}; "
+        f"RSS {rss['first']:.0f} -> {rss['last']:.0f} MiB (most {rss['most']:.0f}); {over['codes']}\n"
     )
 
 

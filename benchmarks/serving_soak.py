@@ -24,7 +24,7 @@ from serving_processes import Sampler, Served, start_kpl
 from kpl_engine.data import demo_bundle
 
 KINDS = ("http-jpeg", "grpc-jpeg", "http-pixels", "grpc-pixels", "http-pixels8", "grpc-pixels8")
-WINDOW_S = 10.0
+WINDOW_S = 15.0  # 120 requests: enough for a p99
 _T_8 = 2.306  # 97.5 % quantile of Student's t with 8 degrees of freedom: ten blocks less two
 
 
@@ -85,6 +85,8 @@ def _run(
                     seed=len(windows),
                 )
                 windows.append({"kind": kind, **found})
+        except KeyboardInterrupt:
+            counts["stopped by hand"] += 1  # what was seen until then is reported
         finally:
             stop.set()
             for thread in threads:

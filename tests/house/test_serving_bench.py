@@ -28,6 +28,15 @@ def load(monkeypatch):
     return load
 
 
+@pytest.fixture
+def benchmarks(load):
+    """The parts of benchmarks/serving.py."""
+    import serving_rounds
+    import serving_soak
+
+    return serving_rounds, serving_soak
+
+
 class SlowServer:
     """Answers one request at a time, ``SERVICE_S`` each; refuses those beyond ``most`` waiting, at once."""
 
@@ -266,3 +275,51 @@ def test_the_generator_runs_as_its_own_process(load, rows, tmp_path):
     assert wrong["wrong"] == wrong["checked"] > 0
     assert right["images_per_s"] == pytest.approx(3 / SERVICE_S, rel=0.5)  # a busy machine sleeps longer
     assert right["generator_cpu_s"] > 0
+
+
+def test_shares_are_ratios_within_a_round(benchmarks):
+    """A round in which the machine was half as fast leaves the shares alone."""
+    rounds, _ = benchmarks
+    speeds = (1.0, 0.5, 1.0)
+    usage = {"foreign_cpu_cores": 0.0}
+    samples = {
+        "bare decode": [{"images_per_s": 40 * v, "cpu_s_per_image": 0.05 / v, **usage} for v in speeds],
+        "bare tensor": [{"images_per_s": 50 * v, "cpu_s_per_image": 0.04 / v, **usage} for v in speeds],
+        "kpl http jpeg": [{"images_per_s": 36 * v, "server_cpu_s_per_image": 0.0625 / v, **usage} for v in speeds],
+        "kpl http pixels": [{"images_per_s": 48 * v, "server_cpu_s_per_image": 0.05 / v, **usage} for v in speeds],
+    }
+    table = rounds.shares(samples)
+    assert table["kpl http jpeg"]["share_of_bare"] == pytest.approx(36 / 40)  # of the loop that decodes
+    assert table["kpl http jpeg"]["share_spread"] == pytest.approx([36 / 40] * 2)
+    assert table["kpl http pixels"]["share_of_bare"] == pytest.approx(48 / 50)
+    assert table["kpl http pixels"]["cpu_share_of_bare"] == pytest.approx(0.04 / 0.05)
+
+
+def test_the_simulated_server_without_costs_is_the_queue_of_the_books(benchmarks):
+    """M/D/1: one at a time, fixed service s, load r = 0.5. P(wait <= t) = (1 - r) exp(r t / s) for t < s (Erlang), so
+    half the arrivals do not wait; the p99 of wait and service is near 3.5 s."""
+    rounds, _ = benchmarks
+    found = rounds.ideal_open_loop({"1": 0.01}, 50.0, seed=9)
+    assert found["p50_ms"] == pytest.approx(10.0, rel=0.05)  # 200,000 arrivals: the median moves by under a percent
+    assert 25 < found["p99_ms"] < 45
+    # with batches that cost no more than one image the tail is two services at most: one runs, the next takes all
+    free = rounds.ideal_open_loop({str(n): 0.01 for n in range(1, 65)}, 200.0, seed=9)
+    assert free["p99.9_ms"] <= 20.0 + 1e-6
+
+
+def test_the_slope_of_memory_has_an_interval_that_holds_the_truth(benchmarks):
+    """Saw teeth and noise on a known slope; a start that fills caches is left out."""
+    _, soak = benchmarks
+    rng = np.random.default_rng()
+
+    def samples(per_hour):
+        return [
+            {"at_s": 5.0 * i, "rss_mib": 500 + min(i, 100) + per_hour * 5 * i / 3600 + i % 7 + rng.normal(0, 2)}
+            for i in range(720)
+        ]
+
+    growing, flat = soak.slope_per_hour(samples(60.0), "rss_mib"), soak.slope_per_hour(samples(0.0), "rss_mib")
+    assert growing["low"] > 30 * 2**20  # a leak of 60 MiB an hour is no noise
+    assert growing["per_hour"] == pytest.approx(60 * 2**20, rel=0.1)  # its standard error is near 1 %
+    assert abs(flat["per_hour"]) < 6 * 2**20
+    assert soak.slope_per_hour(samples(0.0)[:10], "rss_mib") is None
