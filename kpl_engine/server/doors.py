@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import uvicorn
@@ -22,6 +25,8 @@ from kpl_engine.server.settings import ServerSettings
 from kpl_engine.server.tls import Certificate
 
 __all__ = ["HttpServer", "NotedApp", "http_app", "http_server", "metrics_server"]
+
+_BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
 
 def http_app(service: Service, observer: Observer, auth: Callable[[Scope], object] | None = None) -> Any:
@@ -46,7 +51,8 @@ class NotedApp:
     """An application whose access lines know the client and the request's id.
 
     While ``is_leaving`` each reply closes its connection: a client then opens its next one elsewhere, and none is cut
-    off between two requests.
+    off between two requests. A reply that came before its request's body ended does not: a client that is still
+    sending would see a broken connection instead of the reply.
     """
 
     def __init__(self, app: Any) -> None:
@@ -60,17 +66,24 @@ class NotedApp:
             return
         client = scope.get("client")
         note_request(client=client[0] if client else "")
+        is_whole = not any(key in _BODY_HEADERS and value != b"0" for key, value in scope["headers"])
+
+        async def watching() -> Any:
+            nonlocal is_whole
+            message = await receive()
+            is_whole = is_whole or not message.get("more_body", False)
+            return message
 
         async def noting(message: Any) -> None:
             if message["type"] == "http.response.start":
                 headers = message["headers"]
                 request_id = next((value.decode("latin-1") for key, value in headers if key == b"x-request-id"), "")
                 note_request(request_id=request_id)
-                if self.is_leaving:
+                if self.is_leaving and is_whole:
                     message["headers"] = [*headers, (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, receive, noting)
+        await self._app(scope, watching, noting)
 
 
 class HttpServer(uvicorn.Server):
@@ -79,6 +92,28 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """Nothing is captured."""
         return nullcontext()
+
+    async def stop(self, linger_s: float, timeout_s: float) -> None:
+        """Accept no more connections, give those that are open ``linger_s`` to send and be answered, then close.
+
+        What is not done ``timeout_s`` later (a client that does not read what it asked for) is cut off.
+        """
+        for listener in self.servers if self.started else ():
+            listener.close()
+        end = time.monotonic() + linger_s
+        while self.server_state.connections and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        self.should_exit = True
+        done, _ = await asyncio.wait({self.task}, timeout=timeout_s)
+        if not done:
+            self.force_exit = True
+            self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+    def begin(self, listeners: list[socket.socket]) -> None:
+        """Accept connections, in a task of the running loop."""
+        self.task = asyncio.get_running_loop().create_task(self.serve(sockets=listeners))
 
 
 def http_server(app: Any, settings: ServerSettings, certificate: Certificate | None) -> HttpServer:

@@ -17,7 +17,7 @@ from typing import Any
 
 from kpl_engine.errors import KplError
 from kpl_engine.server.auth import TokenGuard
-from kpl_engine.server.doors import HttpServer, NotedApp, http_app, http_server, metrics_server
+from kpl_engine.server.doors import NotedApp, http_app, http_server, metrics_server
 from kpl_engine.server.listening import address_of, notify_systemd, open_listener, raise_open_files
 from kpl_engine.server.logs import AccessLog, logging_to
 from kpl_engine.server.metrics import Metrics, metrics_app
@@ -34,6 +34,7 @@ __all__ = ["ServiceFactory", "serve"]
 
 _LOG = logging.getLogger("kpl_engine.server")
 _AFTER_DEATH_S = 1.0  # for the errors of what was in flight to reach their clients
+_LINGER_S = 0.5  # for connections that were made and have sent nothing yet
 _LAST_BYTES_S = 2.0  # from the last answer to the last connection closed
 ServiceFactory = Callable[[ServerSettings, Observer, Callable[[BaseException], None]], Any]
 
@@ -152,11 +153,13 @@ class _Process:
             self._addresses["grpc"] = f"grpc{secure}://{host}:{self._grpc.port}"
         self._http = http_server(self._app, settings, self._certificate)
         self._addresses["http"] = address_of(f"http{secure}", listeners["http"][0])
-        doors.push_async_callback(_stop_http, self._http, self._start(self._http, listeners["http"]))
+        self._http.begin(listeners["http"])
+        doors.push_async_callback(self._http.stop, _LINGER_S, _LAST_BYTES_S)
         if settings.metrics:
             metrics = metrics_server(metrics_app(self._metrics.registry), settings)
             self._addresses["metrics"] = address_of("http", listeners["metrics"][0]) + "/metrics"
-            doors.push_async_callback(_stop_http, metrics, self._start(metrics, listeners["metrics"]))
+            metrics.begin(listeners["metrics"])
+            doors.push_async_callback(metrics.stop, 0.0, _LAST_BYTES_S)
 
     async def _open_grpc(self) -> Any:
         settings = self._settings
@@ -167,9 +170,6 @@ class _Process:
         for each in open_listener(settings.host, settings.grpc_port, "grpc_port"):  # gRPC's own error names no reason
             each.close()
         return await start_grpc(self._service, settings, self._observer, self._tokens, self._certificate)
-
-    def _start(self, server: HttpServer, listeners: list[socket.socket]) -> asyncio.Task[None]:
-        return self._loop.create_task(server.serve(sockets=listeners))
 
     async def _load(self) -> bool:
         """Start the service in a thread; False where a signal came first. Raises what keeps it from starting."""
@@ -283,16 +283,6 @@ def _close_all(listeners: dict[str, list[socket.socket]]) -> None:
     for several in listeners.values():
         for each in several:
             each.close()
-
-
-async def _stop_http(server: HttpServer, task: asyncio.Task[None]) -> None:
-    server.should_exit = True
-    done, _ = await asyncio.wait({task}, timeout=_LAST_BYTES_S)
-    if not done:  # a client that does not read what it asked for
-        server.force_exit = True
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 def _has_grpc() -> bool:

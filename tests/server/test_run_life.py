@@ -11,6 +11,7 @@ import urllib.request
 import pytest
 
 from kpl_engine.errors import ConfigError
+from kpl_engine.server import listening
 from kpl_engine.server.settings import ServerSettings
 from tests.server.doubles import EngineService
 
@@ -110,27 +111,20 @@ def test_a_start_that_fails_is_raised_and_closes_everything(demo_engine):
     assert not [thread for thread in threading.enumerate() if thread.name == "kpl-logs"]
 
 
-def test_probes_are_answered_while_models_load(demo_engine, capfd):
-    """The address is not announced yet: it is found in the metrics' own line of what listens."""
-    from kpl_engine.server import run as module
-
-    asked = []
-    real = module.address_of
+def test_probes_are_answered_while_models_load(demo_engine, monkeypatch):
+    addresses, seen = [], []
+    real = listening.address_of
 
     def remember(scheme, listener):
-        asked.append(real(scheme, listener))
-        return asked[-1]
+        addresses.append(real(scheme, listener))
+        return addresses[-1]
 
-    seen = []
-
-    def start(service):
-        seen.append(readiness(asked[0]))
-
-    module.address_of = remember
-    try:
-        code, _ = run(demo_engine, lambda *_: signal.raise_signal(signal.SIGTERM), start=start)
-    finally:
-        module.address_of = real
+    monkeypatch.setattr("kpl_engine.server.run.address_of", remember)
+    code, _ = run(
+        demo_engine,
+        lambda *_: signal.raise_signal(signal.SIGTERM),
+        start=lambda service: seen.append(readiness(addresses[0])),
+    )
     assert (code, seen) == (0, [503])
 
 
