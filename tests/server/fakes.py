@@ -48,6 +48,7 @@ class InstantEncoder(FakeEncoder):
     def __init__(self):
         super().__init__(image_size=(4, 4), embed_dim=4)
         self._rows = np.full((64, 4), 0.5, np.float32)
+        self.gate = threading.Event()
 
     def encode_images(self, pixels):
         return self._rows[: len(pixels)]
