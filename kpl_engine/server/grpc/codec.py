@@ -25,7 +25,7 @@ def is_raw(request: Any) -> bool:
     return len(request.raw_input_contents) > 0
 
 
-def to_infer(request: Any, settings: ServerSettings) -> InferRequest:
+def to_infer(request: Any, settings: ServerSettings, request_id: str, traceparent: str) -> InferRequest:
     """What a ModelInferRequest says, its tensors made; numbers of raw tensors are a view of their bytes.
 
     Raises
@@ -43,15 +43,17 @@ def to_infer(request: Any, settings: ServerSettings) -> InferRequest:
         _values(request.parameters),
         check_outputs((each.name, _values(each.parameters)) for each in request.outputs),
         request.id or None,
+        request_id,
+        traceparent,
     )
 
 
 def _check_input_parameters(tensor: Any) -> None:
-    for name in tensor.parameters:
-        if name.startswith("shared_memory"):
-            raise RequestError(f"{tensor.name}: shared memory is not served; send the tensor in the request")
-        if not name.startswith("triton_"):
-            raise RequestError(f"{tensor.name}: expected no parameters of an input, got {name[:80]!r}")
+    unknown = [name for name in tensor.parameters if not name.startswith("triton_")]
+    if any(name.startswith("shared_memory") for name in unknown):
+        raise RequestError(f"{tensor.name}: shared memory is not served; send the tensor in the request")
+    if unknown:
+        raise RequestError(f"{tensor.name}: expected no parameters of an input; got {unknown[0][:80]!r}")
 
 
 def _values(parameters: Any) -> Mapping[str, Any]:

@@ -44,7 +44,7 @@ class Inference:
             data = await call.read(self._settings.body_timeout_s)
             lease.grow(len(data))
             request = await _apart(len(data), _parse, data)
-            call.name(request.id)
+            call.adopt_id(request.id)
             return await self._answer(request, len(data), call, call.request_id)
 
     async def stream(self, call: Call) -> None:
@@ -116,18 +116,16 @@ class Inference:
             self._calls -= 1
 
     async def _answer(self, request: Any, num_bytes: int, call: Call, request_id: str) -> Any:
-        infer, asked = await _apart(num_bytes, self._prepare, request)
-        asked = replace(
-            asked,
-            request_id=request_id,
-            traceparent=call.traceparent,
-            timeout_s=_shorter(asked.timeout_s, call.time_left_s()),
-        )
+        infer, asked = await _apart(num_bytes, self._prepare, (request, request_id, call.traceparent))
+        left_s = call.time_left_s()
+        if left_s is not None:
+            asked = replace(asked, timeout_s=min(left_s, asked.timeout_s or left_s))
         reply = await _answered(self._service.submit(asked))
         return to_response(reply, answer(reply, infer.outputs), request.id, is_raw(request))
 
-    def _prepare(self, request: Any) -> tuple[InferRequest, ClassifyRequest]:
-        infer = to_infer(request, self._settings)
+    def _prepare(self, given: tuple[Any, str, str]) -> tuple[InferRequest, ClassifyRequest]:
+        request, request_id, traceparent = given
+        infer = to_infer(request, self._settings, request_id, traceparent)
         return infer, to_classify(infer, self._settings)
 
 
@@ -138,10 +136,6 @@ async def _apart(num_bytes: int, work: Callable[[Any], _Result], argument: Any) 
 
 def _parse(data: bytes) -> Any:
     return parse(message("ModelInferRequest"), data)
-
-
-def _shorter(a: float | None, b: float | None) -> float | None:
-    return min((each for each in (a, b) if each is not None), default=None)
 
 
 async def _answered(ticket: Ticket) -> Reply:
