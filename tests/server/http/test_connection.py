@@ -217,7 +217,7 @@ def test_a_client_that_never_reads(serve, demo_engine):
 
     service = EngineService(demo_engine, settings=ServerSettings(body_timeout_s=0.3))
     server = serve(service, extra_routes=[Route("/large", large)])
-    with connect(server) as sock:
+    with connect(server, receive_bytes=4096) as sock:
         sock.sendall(head("GET", "/large"))
         assert server.recorder.wait_for("http", "other", "200")  # its task is over
         with httpx.Client(base_url=server.url, timeout=20) as client:

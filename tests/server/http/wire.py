@@ -4,8 +4,14 @@ import contextlib
 import socket
 
 
-def connect(server):
-    return contextlib.closing(socket.create_connection(("127.0.0.1", server.port), timeout=20))
+def connect(server, receive_bytes=None):
+    """A connection; ``receive_bytes`` bounds what the kernel takes for a client that does not read."""
+    sock = socket.socket()
+    sock.settimeout(20)
+    if receive_bytes is not None:  # before connecting: afterwards the window has been told
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    sock.connect(("127.0.0.1", server.port))
+    return contextlib.closing(sock)
 
 
 def head(method, path, headers=()):
