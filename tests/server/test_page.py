@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from kpl_engine.data import demo_bundle, demo_images
+from kpl_engine.errors import OverloadedError, UnauthorizedError
 from kpl_engine.imaging.sources import list_images
+from tests.server.http.conftest import HttpServer
 
 selenium = pytest.importorskip("selenium", reason="needs the test extra")
 from selenium import webdriver  # noqa: E402
@@ -172,12 +174,12 @@ def test_the_charts_move_and_speak(browser, address):
     element(browser, "classify").click()
 
     def points(name):
-        return len((browser.find_element(By.CSS_SELECTOR, f"#{name} polyline").get_attribute("points") or "").split())
+        return (browser.find_element(By.CSS_SELECTOR, f"#{name} path").get_attribute("d") or "").count(",")
 
     wait(browser, lambda: points("throughput") >= 3 and points("queue") >= 3 and points("latency") >= 1, "the charts")
     assert re.fullmatch(r"p50 [\d.]+, p99 [\d.]+ ms", element(browser, "latency-value").text)
     spoken = browser.find_element(By.CSS_SELECTOR, "#latency svg").get_attribute("aria-label")
-    assert "p50 and p99 over two minutes, now p50" in spoken
+    assert re.match(r"p50 and p99 over two minutes, at most [\d.]+ ms, now p50", spoken)
 
 
 def test_the_page_asks_no_other_host(browser, address):
@@ -190,3 +192,80 @@ def test_the_page_asks_no_other_host(browser, address):
     assert f"{address}/page.js" in asked
     own = (f"{address}/", "data:", "blob:", "chrome://")  # the last is the browser's own first tab
     assert {url for url in asked if not url.startswith(own)} == set()
+
+
+def ask_about_one(driver):
+    choose(driver, list_images(demo_images())[7])
+    wait(driver, lambda: element(driver, "classify").is_enabled(), "the button")
+    element(driver, "classify").click()
+
+
+def told(driver, name, *words):
+    wait(driver, lambda: all(word in element(driver, name).text for word in words), f"{words} in {name}")
+
+
+def test_full_stopping_and_away_are_told_and_asking_again_works(browser, service):
+    with HttpServer(service) as server:
+        opened(browser, server.url)
+        service.fail_with = OverloadedError("full", 7)
+        ask_about_one(browser)
+        told(browser, "summary", "full", "7 s", "still chosen")
+        service.fail_with = None
+        element(browser, "classify").click()
+        wait(browser, lambda: len(answers(browser)) == 1, "the answer")
+        service.ready = False
+        told(browser, "state", "starting or stopping")
+        element(browser, "classify").click()
+        told(browser, "summary", "starting or stopping", "still chosen")
+        screenshot(browser, "stopping")
+    told(browser, "state", "no answer")
+    element(browser, "classify").click()
+    told(browser, "summary", "did not answer", "still chosen")
+
+
+def test_a_token_is_asked_for_when_the_server_wants_one(browser, service):
+    right = "a-token-of-this-test"
+
+    def guard(scope):
+        if (b"authorization", f"Bearer {right}".encode()) not in scope["headers"]:
+            raise UnauthorizedError("this server needs a token")
+
+    with HttpServer(service, auth=guard) as server:
+        browser.get(server.url)
+        wait(browser, lambda: element(browser, "token").is_displayed(), "the field")
+        element(browser, "token").send_keys("another-one", Keys.ENTER)
+        wait(browser, lambda: element(browser, "token").is_displayed(), "the field again")
+        told(browser, "state", "token needed")
+        element(browser, "token").send_keys(right, Keys.ENTER)
+        told(browser, "state", "ready")
+        assert not element(browser, "token").is_displayed()
+        ask_about_one(browser)
+        wait(browser, lambda: len(answers(browser)) == 1, "the answer")
+        kept = "return JSON.stringify([localStorage, sessionStorage, document.cookie, location.href])"
+        assert right not in browser.execute_script(kept) + browser.page_source
+
+
+def test_models_that_come_and_go_are_offered_and_a_choice_stays(browser, service):
+    with HttpServer(service) as server:
+        opened(browser, server.url)
+        wait(browser, lambda: element(browser, "method").get_attribute("value") == "kpl", "the choices")
+        Select(element(browser, "method")).select_by_value("zeroshot")
+        model = service.model("demo")
+        service.model = lambda name, version="": type(model)(**{**vars(model), "name": name})
+        index = service.index()
+        service.index = lambda: [*index, type(index[0])("second", "1", "READY", "")]
+        offered = "return [...document.querySelectorAll('#model option')].map(o => o.value).join()"
+        wait(browser, lambda: browser.execute_script(offered) == "demo,second", "the second model")
+        assert element(browser, "model").get_attribute("value") == "demo"
+        assert element(browser, "method").get_attribute("value") == "zeroshot"
+
+
+def test_in_the_dark(browser, address):
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    opened(browser, address)
+    ask_about_one(browser)
+    wait(browser, lambda: len(answers(browser)) == 1, "the answer")
+    background = "return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    assert max(browser.execute_script(background)) < 64
+    screenshot(browser, "dark")

@@ -15,13 +15,16 @@ export class Chart {
     this.svg.setAttribute("viewBox", `0 0 ${POINTS - 1} 100`);
     this.svg.setAttribute("preserveAspectRatio", "none");
     this.svg.setAttribute("role", "img");
+    this.scale = document.createElement("span");
+    this.scale.className = "scale";
     this.lines = names.map((_, index) => {
-      const line = document.createElementNS(SVG, "polyline");
+      const line = document.createElementNS(SVG, "path");
       line.setAttribute("class", index ? "line second" : "line");
       this.svg.append(line);
       return line;
     });
-    place.append(this.svg);
+    place.className = "chart";
+    place.append(this.svg, this.scale);
     this.say("no figures yet");
   }
 
@@ -31,21 +34,31 @@ export class Chart {
       this.values[index].push(value);
       if (this.values[index].length > POINTS) this.values[index].shift();
     });
-    const top = Math.max(1e-9, ...this.values.flat().map((value) => value ?? 0)) * 1.1;
-    this.values.forEach((row, index) => {
-      const from = POINTS - row.length;
-      const points = row.map((value, i) => (value === null ? null : `${from + i},${(100 - (100 * value) / top).toFixed(2)}`));
-      this.lines[index].setAttribute("points", points.filter((point) => point !== null).join(" "));
-    });
+    const most = Math.max(0, ...this.values.flat().map((value) => value ?? 0));
+    this.scale.textContent = `${most.toFixed(this.digits)} ${this.unit}`;
+    this.values.forEach((row, index) => this.lines[index].setAttribute("d", outline(row, most || 1)));
     const told = latest.map((value, index) => {
       const text = value === null ? "–" : value.toFixed(this.digits);
       return this.names.length > 1 ? `${this.names[index]} ${text}` : text;
     });
     this.output.textContent = `${told.join(", ")} ${this.unit}`;
-    this.say(`${this.names.join(" and ")} over two minutes, now ${this.output.textContent}`);
+    this.say(`${this.names.join(" and ")} over two minutes, at most ${this.scale.textContent}, now ${this.output.textContent}`);
   }
 
   say(text) {
     this.svg.setAttribute("aria-label", text);
   }
+}
+
+// Seconds without a value are gaps, and one alone is a dot.
+function outline(row, most) {
+  const from = POINTS - row.length;
+  return row
+    .map((value, i) => {
+      if (value === null) return "";
+      const point = `${from + i},${(100 - (92 * value) / most).toFixed(2)}`;
+      return i && row[i - 1] !== null ? `L${point}` : `M${point}h0`;
+    })
+    .join(" ")
+    .trim();
 }

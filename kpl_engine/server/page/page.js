@@ -12,6 +12,7 @@ const MODES = {
 
 let token = null;
 let models = [];
+let offered = ""; // the last answer of /v1/models
 let limits = null;
 let files = [];
 let asking = null; // AbortController of the question under way
@@ -34,18 +35,22 @@ function setState(state, text) {
 async function loadModels() {
   const reply = await call("/v1/models");
   if (!reply.ok) return false;
-  const told = await reply.json();
+  const text = await reply.text();
+  if (text === offered) return true;
+  offered = text;
+  const told = JSON.parse(text);
   models = told.models.filter((model) => model.is_ready && model.knowledge.length);
   limits = told.limits;
   const megabytes = Math.round(limits.max_body_bytes / 2 ** 20);
   $("limits").textContent = `JPEG, PNG, TIFF, DICOM and more; at most ${limits.max_images} images and ${megabytes} MiB at once`;
   fill($("model"), models.map((model) => model.name));
-  changeModel();
+  changeModel(true); // what was chosen stays chosen
   return true;
 }
 
-function fill(select, values, preferred) {
-  const before = preferred ?? select.value;
+// `keeps`: what stands there goes before what is preferred.
+function fill(select, values, preferred, keeps = false) {
+  const before = keeps && values.includes(select.value) ? select.value : (preferred ?? select.value);
   select.replaceChildren(...values.map((value) => element("option", { value, textContent: value })));
   if (values.includes(before)) select.value = before;
 }
@@ -53,21 +58,21 @@ function fill(select, values, preferred) {
 const model = () => models.find((each) => each.name === $("model").value);
 const knowledge = () => model()?.knowledge.find((each) => each.name === $("task").value);
 
-function changeModel() {
+function changeModel(keeps = false) {
   fill($("task"), (model()?.knowledge ?? []).map((each) => each.name));
-  changeTask();
+  changeTask(keeps);
 }
 
-function changeTask() {
+function changeTask(keeps = false) {
   const base = knowledge();
-  fill($("mode"), Object.keys(base?.modes ?? {}), base?.default_mode);
-  changeMode();
+  fill($("mode"), Object.keys(base?.modes ?? {}), base?.default_mode, keeps);
+  changeMode(keeps);
 }
 
-function changeMode() {
+function changeMode(keeps = false) {
   const mode = $("mode").value;
   const methods = knowledge()?.modes[mode] ?? [];
-  fill($("method"), methods, methods.includes("kpl") ? "kpl" : undefined);
+  fill($("method"), methods, methods.includes("kpl") ? "kpl" : undefined, keeps);
   $("mode-hint").textContent = MODES[mode] ?? "";
   changeButton();
 }
@@ -160,14 +165,22 @@ const charts = {
 };
 let last = null;
 
+const MODELS_EVERY = 5; // polls
+const POLL_MS = 5000; // a server that took longer counts as away
+let polls = 0;
+let isPolling = false;
+
 async function poll() {
+  if (isPolling) return; // a slow server is not asked again
+  isPolling = true;
   try {
-    const reply = await call("/v1/status");
+    const reply = await call("/v1/status", { signal: AbortSignal.timeout(POLL_MS) });
     if (reply.status === 401) {
       setState("busy", "token needed");
     } else if (reply.ok) {
       const told = await reply.json();
-      if (told.is_ready && !models.length) await loadModels();
+      if (told.is_ready && (!models.length || polls % MODELS_EVERY === 0)) await loadModels();
+      polls += 1;
       setState(told.is_ready ? "ready" : "busy", told.is_ready ? "ready" : "starting or stopping");
       draw(told);
     } else {
@@ -176,6 +189,8 @@ async function poll() {
   } catch {
     setState("away", "no answer from the server");
     last = null;
+  } finally {
+    isPolling = false;
   }
 }
 
@@ -207,9 +222,9 @@ document.addEventListener("drop", (event) => {
   take(event.dataTransfer.files);
 });
 document.addEventListener("paste", (event) => take(event.clipboardData.files));
-$("model").addEventListener("change", changeModel);
-$("task").addEventListener("change", changeTask);
-$("mode").addEventListener("change", changeMode);
+$("model").addEventListener("change", () => changeModel());
+$("task").addEventListener("change", () => changeTask());
+$("mode").addEventListener("change", () => changeMode());
 $("ask").addEventListener("submit", ask);
 $("clear").addEventListener("click", clear);
 $("token-form").addEventListener("submit", async (event) => {
