@@ -20,8 +20,8 @@ _POLL_S = 1.0
 class Health:
     """Check and Watch."""
 
-    def __init__(self, service: Service, closing: asyncio.Event, poll_s: float = _POLL_S) -> None:
-        self._service, self._closing, self._poll_s = service, closing, poll_s
+    def __init__(self, service: Service, closing: asyncio.Event) -> None:
+        self._service, self._closing = service, closing
         self._request = message("HealthCheckRequest", "grpc.health.v1")
         self._response = message("HealthCheckResponse", "grpc.health.v1")
 
@@ -41,7 +41,7 @@ class Health:
                 await call.context.write(self._response(status=status))
                 told = status
             try:
-                await asyncio.wait_for(self._closing.wait(), self._poll_s)
+                await asyncio.wait_for(self._closing.wait(), _POLL_S)
             except asyncio.TimeoutError:  # before Python 3.11 it is not the built-in one
                 continue
         await call.context.write(self._response(status="NOT_SERVING"))
