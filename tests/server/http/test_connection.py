@@ -1,5 +1,6 @@
 """Slow, rude and leaving clients, on bare sockets."""
 
+import contextlib
 import threading
 
 import httpx
@@ -38,25 +39,41 @@ def test_headers_that_never_end(quick, start):
         assert read_all(sock).startswith(b"HTTP/1.1 408 ")
 
 
-def test_headers_in_drops_are_timed_as_a_whole(quick):
+@contextlib.contextmanager
+def dripping(sock):
+    """A byte now and then, until the connection ends."""
     stop = threading.Event()
+
+    def drip():
+        while not stop.wait(0.02):
+            try:
+                sock.sendall(b"x")
+            except OSError:
+                return
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+
+
+def test_headers_in_drops_are_timed_as_a_whole(quick):
     with connect(quick) as sock:
-
-        def drip():
-            while not stop.wait(0.02):
-                try:
-                    sock.sendall(b"x")
-                except OSError:
-                    return
-
         sock.sendall(b"GET /v2 HTTP/1.1\r\nx: ")
-        thread = threading.Thread(target=drip)
-        thread.start()
-        try:
+        with dripping(sock):
             assert b" 408 " in read_all(sock)
-        finally:
-            stop.set()
-            thread.join(20)
+
+
+def test_a_body_in_drops_is_timed_as_a_whole(quick):
+    with connect(quick) as sock:
+        sock.sendall(head("POST", INFER, [("content-length", 1 << 20)]))
+        with dripping(sock):
+            assert read_reply(sock)[0] == 408
+            sock.settimeout(5)  # what follows the reply is dropped for body_timeout_s more, not for as long as it drips
+            assert read_all(sock) == b""
 
 
 def test_second_request_of_a_connection_is_timed_too(quick):
