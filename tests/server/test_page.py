@@ -179,7 +179,7 @@ def test_the_charts_move_and_speak(browser, address):
     wait(browser, lambda: points("throughput") >= 3 and points("queue") >= 3 and points("latency") >= 1, "the charts")
     assert re.fullmatch(r"p50 [\d.]+, p99 [\d.]+ ms", element(browser, "latency-value").text)
     spoken = browser.find_element(By.CSS_SELECTOR, "#latency svg").get_attribute("aria-label")
-    assert re.match(r"p50 and p99 over two minutes, at most [\d.]+ ms, now p50", spoken)
+    assert re.match(r"p50 and p99 over two minutes, max [\d.]+ ms, now p50", spoken)
 
 
 def test_the_page_asks_no_other_host(browser, address):

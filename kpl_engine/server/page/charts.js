@@ -35,14 +35,14 @@ export class Chart {
       if (this.values[index].length > POINTS) this.values[index].shift();
     });
     const most = Math.max(0, ...this.values.flat().map((value) => value ?? 0));
-    this.scale.textContent = `${most.toFixed(this.digits)} ${this.unit}`;
+    this.scale.textContent = `max ${most.toFixed(this.digits)} ${this.unit}`;
     this.values.forEach((row, index) => this.lines[index].setAttribute("d", outline(row, most || 1)));
     const told = latest.map((value, index) => {
       const text = value === null ? "–" : value.toFixed(this.digits);
       return this.names.length > 1 ? `${this.names[index]} ${text}` : text;
     });
     this.output.textContent = `${told.join(", ")} ${this.unit}`;
-    this.say(`${this.names.join(" and ")} over two minutes, at most ${this.scale.textContent}, now ${this.output.textContent}`);
+    this.say(`${this.names.join(" and ")} over two minutes, ${this.scale.textContent}, now ${this.output.textContent}`);
   }
 
   say(text) {
