@@ -2,3 +2,5 @@
 
 Import the leaf modules; nothing is loaded here.
 """
+
+__all__: list[str] = []
