@@ -8,12 +8,14 @@ import math
 from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 
 from kpl_engine.errors import DeadlineExceededError, OverloadedError, RequestError, SlowRequestError
 from kpl_engine.server.infer import clean_id
+from kpl_engine.server.logs import note_request
 from kpl_engine.server.observer import Observer
 from kpl_engine.server.status import INTERNAL_MESSAGE, message_of, status_of
 
@@ -38,6 +40,13 @@ class Call:
         self.context = context
         self.metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         self._request_id = ""
+
+    @property
+    def client(self) -> str:
+        """Address of who called, for the log."""
+        kind, _, place = str(self.context.peer()).partition(":")
+        address = unquote(place).rpartition(":")[0]
+        return address.strip("[]") if kind in ("ipv4", "ipv6") else kind
 
     @property
     def traceparent(self) -> str:
@@ -136,7 +145,7 @@ class Guard:
                 code, text = self.tell(error, operation, call.request_id)
                 await context.abort(getattr(grpc.StatusCode, code), text[:_MAX_DETAILS], call.trailers(error))
             finally:
-                self._observer.replied("grpc", operation, code, perf_counter() - started)
+                self.replied(call, operation, call.request_id, code, perf_counter() - started)
 
         return handle
 
@@ -144,9 +153,10 @@ class Guard:
         """Name of the status and the text for the client; what nobody expected is logged, and not told."""
         text = message_of(error)
         if text == INTERNAL_MESSAGE:
-            _LOG.error("%s failed, request %s", operation, request_id, exc_info=error)
+            _LOG.error("%s failed", operation, exc_info=error, extra={"request_id": request_id})
         return status_of(error).grpc, text
 
-    def replied(self, operation: str, code: str, seconds: float) -> None:
-        """A message of a stream was answered."""
+    def replied(self, call: Call, operation: str, request_id: str, code: str, seconds: float) -> None:
+        """A call, or a message of a stream, was answered."""
+        note_request(request_id=request_id, client=call.client)
         self._observer.replied("grpc", operation, code, seconds)

@@ -101,7 +101,7 @@ class Inference:
         except Exception as error:
             code, response.error_message = self._guard.tell(error, "stream_infer", request_id)
         finally:
-            self._guard.replied("stream_infer", code, perf_counter() - started)
+            self._guard.replied(call, "stream_infer", request_id, code, perf_counter() - started)
         async with writing:
             await call.context.write(response)
 

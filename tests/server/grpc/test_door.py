@@ -13,6 +13,7 @@ import pytest
 from kpl_engine.errors import ConfigError
 from kpl_engine.server.auth import TokenGuard
 from kpl_engine.server.grpc.messages import message
+from kpl_engine.server.logs import AccessLog
 from tests.server.grpc.conftest import SERVICE, TIMEOUT_S
 
 CODE = grpc.StatusCode
@@ -52,6 +53,21 @@ def test_a_request_without_an_id_gets_one_and_none_is_echoed_in_the_message(door
     assert message("ModelInferResponse").FromString(reply).id == ""
     assert len(trailers["x-request-id"]) == 32
     assert trailers["x-request-id"] == door.service.requests[0].request_id
+
+
+def test_a_line_in_the_log_a_reply(door, features_request, caplog):
+    door.observer.replied = AccessLog().replied
+    with caplog.at_level("INFO", "kpl_engine.server"):
+        door.infer(features_request, metadata=[("x-request-id", "r3")])
+        stream, done = held_stream(door, [features_request.SerializeToString()])
+        next(stream)
+        done.set()
+        assert list(stream) == []
+        door.stop()
+    lines = [(record.operation, record.code, record.client) for record in caplog.records]
+    assert sorted(lines) == [(name, "OK", "127.0.0.1") for name in ("infer", "stream", "stream_infer")]
+    assert caplog.records[0].request_id == "r3"
+    assert len({record.request_id for record in caplog.records}) == 3
 
 
 def test_trace_context_goes_along(door, features_request):

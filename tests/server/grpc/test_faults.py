@@ -166,7 +166,7 @@ def test_what_nobody_expected_is_logged_and_not_told(door, features_request, cap
     with caplog.at_level(logging.ERROR, "kpl_engine.server.grpc"):
         code, text, _ = door.fails(features_request, metadata=[("x-request-id", "r2")])
     assert (code, text) == (CODE.INTERNAL, INTERNAL_MESSAGE)
-    assert "r2" in caplog.text
+    assert [record.request_id for record in caplog.records] == ["r2"]
     assert "ZeroDivisionError: secret path" in caplog.text
 
 
