@@ -5,7 +5,7 @@ One ViT-B-32 with random weights (the time of a matrix product does not depend o
 process of its own on the same cores: the shares of images/s carry its cost, `cpu share` does not.
 
     python benchmarks/serving.py --quick                       # under four minutes
-    python benchmarks/serving.py --triton VENV [--mlserver VENV]  # under twenty, with rivals (serving_rivals.py)
+    python benchmarks/serving.py --triton VENV      # under twenty, with the rival (serving_rivals.py)
     python benchmarks/serving.py --soak 60                     # an hour of mixed load instead
 """
 
@@ -16,13 +16,14 @@ import contextlib
 import json
 import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from load.client import Generator, Worker
 from record import ROOT, machine_record, save
 from serving_processes import Served, start_kpl
-from serving_rivals import start_mlserver, start_triton, version_in
+from serving_rivals import start_triton, version_in
 from serving_rounds import MAX_BATCH, Bench, ideal_open_loop, run_open, run_overload, run_rounds, shares
 from serving_setup import make_work
 
@@ -37,7 +38,6 @@ def main() -> None:
         "--work", type=Path, default=ROOT / "build" / "serving", help="bundle and requests are kept here"
     )
     parser.add_argument("--triton", type=Path, help="virtual environment with nvidia-pytriton and onnxruntime")
-    parser.add_argument("--mlserver", type=Path, help="virtual environment with mlserver and onnxruntime")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="mixed load for so long instead of the figures")
     args = parser.parse_args()
     args.work = args.work.resolve()
@@ -77,10 +77,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         print_overload(over)
         footprint["kpl-engine after"] = kpl.usage()
     print_footprint(footprint)
-    named = {"triton": "nvidia-pytriton", "mlserver": "mlserver"}
-    versions = {
-        name: version_in(getattr(args, name), package) for name, package in named.items() if getattr(args, name)
-    }
+    packages = ("nvidia-pytriton", "onnxruntime") if args.triton else ()
+    versions = {package: version_in(args.triton, package) for package in packages}
     return {
         "rival_versions": versions,
         "shares": table,
@@ -92,14 +90,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _rivals(args: argparse.Namespace) -> list[Served]:
-    threads = os.cpu_count() or 1
-    found = []
-    if args.triton:  # with spinning threads, its own back end's default: measured 0 to 4 % faster than without
-        found.append(start_triton(args.triton, args.work, max_batch=MAX_BATCH, threads=threads, spins=True))
-    if args.mlserver:
-        found.append(start_mlserver(args.mlserver, args.work, max_batch=MAX_BATCH, threads=threads))
-    return found
+def _rivals(args: argparse.Namespace) -> Iterator[Served]:
+    """Triton with ONNX Runtime's threads asleep between batches, and with them spinning: which is the stronger rival
+    depends on who else needs the cores, so both are measured and both are told."""
+    for name, spins in {"triton": False, "triton-spinning": True}.items() if args.triton else ():
+        threads = os.cpu_count() or 1
+        yield start_triton(args.triton, args.work, name, max_batch=MAX_BATCH, threads=threads, spins=spins)
 
 
 def print_shares(table: dict[str, dict[str, Any]]) -> None:
