@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import cast
 
 from kpl_engine.arguments import Prior, check_choice, check_top, class_shares
 from kpl_engine.arrays import Float64
@@ -15,13 +15,14 @@ from kpl_engine.encoder.pipeline import EncodedImages
 from kpl_engine.errors import ConfigError, InputError, KnowledgeError, KplError
 from kpl_engine.knowledge.base import KnowledgeBase
 from kpl_engine.opening import open_solver
+from kpl_engine.query import QueryLike
 from kpl_engine.solver.answering import check_method, of_width
 from kpl_engine.solver.base import Answer, FrozenProxies, Notice
 from kpl_engine.solver.grouped import solve_frozen_each
 from kpl_engine.solver.labels import resolve_prior
 from kpl_engine.solver.select import METHODS, Problem, StreamSolver, solve_frozen, solve_many, solve_on
 
-__all__ = ["Answers", "QueryLike"]
+__all__ = ["Answers"]
 
 _StreamKey = tuple[str, MethodName, MethodConfig, tuple[float, ...] | None]
 _MODES: tuple[ModeName, ...] = ("batch", "frozen", "stream")
@@ -29,34 +30,6 @@ _STREAM_METHODS = ("kpl_stream", "onzeta")
 _SETTINGS_UNUSED = Notice(
     "settings_unused", "mode 'frozen' answers with the numbers it was fitted with; give the settings to fit instead"
 )
-
-
-class QueryLike(Protocol):
-    """Features of one request and what is asked of them; `kpl_engine.server.parts.Query` is one."""
-
-    @property
-    def encoded(self) -> EncodedImages:
-        """The pictures of the request."""
-
-    @property
-    def knowledge(self) -> str:
-        """Name of the knowledge base."""
-
-    @property
-    def method(self) -> MethodName | None:
-        """As in `Engine.classify`."""
-
-    @property
-    def mode(self) -> ModeName:
-        """ "batch" or "frozen"."""
-
-    @property
-    def prior(self) -> Mapping[str, float] | None:
-        """Class shares by name."""
-
-    @property
-    def top_evidence(self) -> int:
-        """Descriptions for each image."""
 
 
 class Answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from kpl_engine.encoder.base import DeviceEncoder
 from kpl_engine.encoder.fake import FakeEncoder
 from kpl_engine.encoder.pipeline import encode_stream
 from kpl_engine.engine import Engine
-from kpl_engine.errors import BackendUnavailableError, CudaError, EncoderError
+from kpl_engine.errors import BackendUnavailableError, CudaError, EncoderError, ShapeError
 from kpl_engine.knowledge import KnowledgeBase
 from kpl_engine.solver import devices
 from kpl_engine.solver.device import DeviceSolver
 
 STEPS = EngineConfig(method=MethodConfig(proxy_iters=20))
+ASKED = {"knowledge": "chest", "method": "inmap", "mode": "batch", "prior": None, "top_evidence": 2}
 
 
 class FakeDeviceEncoder(FakeEncoder):
@@ -120,6 +122,26 @@ def test_a_gpu_that_fails_falls_back_only_for_auto(context, knowledge, images, m
 
 def _fail(*_):
     raise CudaError("launch refused")
+
+
+def test_batches_of_several_requests_are_those_of_each_alone(context, knowledge, images, monkeypatch):
+    engine = Engine(FakeDeviceEncoder(context), [knowledge], config=STEPS)
+    launched, answer_many = [], DeviceSolver.answer_many
+    monkeypatch.setattr(
+        DeviceSolver, "answer_many", lambda self, *given: launched.append(self) or answer_many(self, *given)
+    )
+    encoded = [engine.encode(images), engine.encode(images[:17]), engine.encode(images[:2])]
+    nan = dataclasses.replace(encoded[1], features=encoded[1].features * np.nan)
+    queries = [SimpleNamespace(encoded=each, **ASKED) for each in (*encoded, nan)]
+    together, alone = engine._answers.answer_many(queries[:3]), engine._answers.answer_many(queries)
+    assert set(map(id, launched)) == {id(engine._answers._gpu)}
+    assert isinstance(alone[3], ShapeError)
+    for each, first, second in zip(encoded, together, alone, strict=False):
+        want = engine.answer(each, "inmap")
+        for got in (first, second):
+            assert got.warnings == want.warnings
+            # 20 steps in float64 of features in float32, at other places of a table: their answers are float32
+            np.testing.assert_allclose(got.probabilities, want.probabilities, atol=2e-6, rtol=0)
 
 
 def test_the_solver_can_be_kept_on_the_cpu(context, knowledge, images):
