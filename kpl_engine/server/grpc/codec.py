@@ -19,6 +19,8 @@ __all__ = ["is_raw", "to_infer", "to_response"]
 # Where `InferTensorContents` keeps the elements; FP16 has no place there. UINT8 and INT8 travel as 32 bits.
 _CONTENTS = {"BYTES": "bytes_contents", "UINT8": "uint_contents", "FP32": "fp32_contents", "BOOL": "bool_contents"}
 
+_PASSED_OVER = ("binary_data_size",)  # of HTTP; KServe's client sends it here too
+
 
 def is_raw(request: Any) -> bool:
     """Whether the tensors came as raw bytes; the answer's go the same way."""
@@ -49,7 +51,7 @@ def to_infer(request: Any, settings: ServerSettings, request_id: str, traceparen
 
 
 def _check_input_parameters(tensor: Any) -> None:
-    unknown = [name for name in tensor.parameters if not name.startswith("triton_")]
+    unknown = [name for name in tensor.parameters if name not in _PASSED_OVER and not name.startswith("triton_")]
     if any(name.startswith("shared_memory") for name in unknown):
         raise RequestError(f"{tensor.name}: shared memory is not served; send the tensor in the request")
     if unknown:

@@ -60,8 +60,8 @@ class OpenDoor:
         self.settings = replace(ServerSettings(grpc_port=0, http_port=0, metrics_port=0), **settings)
         self.service, self.observer = WatchedService(engine, settings=self.settings), Recorder()
         self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
         try:
             self.door = self.run(start_grpc(self.service, self.settings, self.observer, auth, certificate))
         except BaseException:
@@ -102,7 +102,7 @@ class OpenDoor:
 
     def _end_loop(self):
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(TIMEOUT_S)
+        self.thread.join(TIMEOUT_S)
         self.loop.close()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from kpl_engine.errors import ConfigError
 from kpl_engine.server.auth import TokenGuard
+from kpl_engine.server.grpc import inference
 from kpl_engine.server.grpc.messages import message
 from kpl_engine.server.logs import AccessLog
 from tests.server.grpc.conftest import SERVICE, TIMEOUT_S
@@ -95,14 +96,23 @@ def test_contents_are_answered_in_contents_and_raw_in_raw(door, unit_rows):
     assert packed == raw["label"]
 
 
-def test_long_messages_are_answered_as_short_ones(door, demo_engine):
-    """Beyond a megabyte they are parsed in a thread."""
+def test_long_messages_are_parsed_beside_the_loop(door, demo_engine, features_request, monkeypatch):
+    threads, to_infer = [], inference.to_infer
+
+    def noted(*arguments):
+        threads.append(threading.current_thread())
+        return to_infer(*arguments)
+
+    monkeypatch.setattr(inference, "to_infer", noted)
+    door.infer(features_request)
+    assert threads == [door.thread]
     pixels = np.random.default_rng().integers(0, 256, (1, 700, 601, 3), dtype=np.uint8)
     request = message("ModelInferRequest")(model_name="demo", raw_input_contents=[pixels.tobytes()])
     request.inputs.add(name="pixels", datatype="UINT8", shape=pixels.shape)
     reply = door.infer(request)
     found = demo_engine.classify(images=list(pixels))
     assert reply.raw_output_contents[1] == found.probabilities.tobytes()
+    assert threads[1] is not door.thread
 
 
 @pytest.fixture

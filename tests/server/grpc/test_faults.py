@@ -111,7 +111,13 @@ def test_parameters_of_the_protocol_are_passed_over(door, features_request):
     set_parameter(features_request, "sequence_id", int64_param=5)
     set_parameter(features_request, "triton_enable_empty_final_response", bool_param=True)
     set_parameter(features_request, "priority", uint64_param=1)
+    features_request.inputs[0].parameters["binary_data_size"].int64_param = 768  # KServe's client
     assert len(door.infer(features_request).outputs) == 5
+
+
+def test_other_parameters_of_an_input_are_not(door, features_request):
+    features_request.inputs[0].parameters["scale"].double_param = 2
+    assert door.fails(features_request)[1] == "features: expected no parameters of an input; got 'scale'"
 
 
 def test_shared_memory_is_refused(door, features_request):
@@ -219,7 +225,7 @@ def test_the_clients_deadline_shortens_that_of_the_request(door, features_reques
     door.infer(set_parameter(features_request, "timeout", int64_param=60_000_000), timeout=5)
     door.infer(set_parameter(features_request, "timeout", int64_param=400_000), timeout=5)
     by_client, by_parameter = door.service.requests
-    assert 4 < by_client.timeout_s <= 5
+    assert 4 < by_client.timeout_s <= 5.1  # gRPC sends it rounded up to three digits
     assert by_parameter.timeout_s == 0.4
 
 
@@ -238,6 +244,8 @@ def test_a_client_that_leaves_cancels_its_ticket(door, features_request):
     request = door.service.submitted.get(timeout=TIMEOUT_S)
     asked.cancel()
     assert door.service.cancelled.get(timeout=TIMEOUT_S) is request
+    # By its ticket alone: a future that the door cancelled could not be answered by the service any more.
+    assert isinstance(door.service.tickets[0].future.exception(0), errors.RequestCancelledError)
     assert door.observer.next() == ("infer", "CANCELLED")
     assert door.service.inflight_bytes == 0
     door.service.hold.set()
