@@ -17,14 +17,13 @@ from kpl_engine.server.http.app import build_app
 from kpl_engine.server.http.classify import routes
 from kpl_engine.server.http.connection import guarded
 from kpl_engine.server.http.exchange import Receive, Scope, Send, await_reply, read_body
-from kpl_engine.server.logs import note_request
 from kpl_engine.server.observer import Observer
 from kpl_engine.server.port import BytesLease, Service
 from kpl_engine.server.requests import Reply, Ticket
 from kpl_engine.server.settings import ServerSettings
 from kpl_engine.server.tls import Certificate
 
-__all__ = ["HttpServer", "NotedApp", "http_app", "http_server", "metrics_server"]
+__all__ = ["HttpServer", "LeavingApp", "http_app", "http_server", "metrics_server"]
 
 _BODY_HEADERS = frozenset({b"content-length", b"transfer-encoding"})
 
@@ -47,11 +46,10 @@ def http_app(service: Service, observer: Observer, auth: Callable[[Scope], objec
     return build_app(service, observer, auth, extra)
 
 
-class NotedApp:
-    """An application whose access lines know the client and the request's id.
+class LeavingApp:
+    """An application whose replies close their connections while ``is_leaving``.
 
-    While ``is_leaving`` each reply closes its connection: a client then opens its next one elsewhere, and none is cut
-    off between two requests. A reply that came before its request's body ended does not: a client that is still
+    A client then opens its next connection elsewhere, and none is cut off between two requests. A reply that came before its request's body ended does not: a client that is still
     sending would see a broken connection instead of the reply.
     """
 
@@ -64,8 +62,6 @@ class NotedApp:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        client = scope.get("client")
-        note_request(client=client[0] if client else "")
         is_whole = not any(key in _BODY_HEADERS and value != b"0" for key, value in scope["headers"])
 
         async def watching() -> Any:
@@ -74,16 +70,12 @@ class NotedApp:
             is_whole = is_whole or not message.get("more_body", False)
             return message
 
-        async def noting(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                headers = message["headers"]
-                request_id = next((value.decode("latin-1") for key, value in headers if key == b"x-request-id"), "")
-                note_request(request_id=request_id)
-                if self.is_leaving and is_whole:
-                    message["headers"] = [*headers, (b"connection", b"close")]
+        async def closing(message: Any) -> None:
+            if self.is_leaving and is_whole and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
             await send(message)
 
-        await self._app(scope, watching, noting)
+        await self._app(scope, watching, closing)
 
 
 class HttpServer(uvicorn.Server):

@@ -17,7 +17,7 @@ from typing import Any
 
 from kpl_engine.errors import KplError
 from kpl_engine.server.auth import TokenGuard
-from kpl_engine.server.doors import NotedApp, http_app, http_server, metrics_server
+from kpl_engine.server.doors import LeavingApp, http_app, http_server, metrics_server
 from kpl_engine.server.listening import address_of, notify_systemd, open_listener, raise_open_files
 from kpl_engine.server.logs import AccessLog, logging_to
 from kpl_engine.server.metrics import Metrics, metrics_app
@@ -42,7 +42,7 @@ ServiceFactory = Callable[[ServerSettings, Observer, Callable[[BaseException], N
 def _build_service(
     settings: ServerSettings, observer: Observer, on_death: Callable[[BaseException], None]
 ) -> BatchingService:
-    streams = Streams(settings.state_dir, settings.snapshot_interval_s)
+    streams = Streams(settings.state_dir, settings.snapshot_interval_s, report=observer.snapshot)
     return BatchingService(LoadedModels(settings), settings, streams=streams, observer=observer, on_death=on_death)
 
 
@@ -111,7 +111,7 @@ class _Process:
         told: list[Observer] = [self._metrics, AccessLog()]
         self._observer = Observers(*told, *([self._tracing] if self._tracing is not None else []))
         self._service = build(settings, self._observer, self._died)
-        self._app = NotedApp(
+        self._app = LeavingApp(
             http_app(self._service, self._observer, None if self._tokens is None else self._tokens.check_scope)
         )
         self._changed = ChangedBundles(settings.bundles)

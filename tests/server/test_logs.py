@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import threading
+import time
 from datetime import datetime, timedelta
 
 import pytest
@@ -126,8 +127,10 @@ def test_a_reader_that_stops_costs_lines_and_not_the_server(monkeypatch):
     with logging_to("text", "info", stream):
         LOG.info("first")
         assert taken.wait(10)
+        started = time.monotonic()
         for _ in range(50):
-            LOG.info("more")  # would never return if it waited
+            LOG.info("more")
+        assert time.monotonic() - started < 5  # it takes a millisecond; one that waited for the reader never returns
         go_on.set()
     told = stream.getvalue().splitlines()
     assert 5 <= len(told) < 20

@@ -97,6 +97,7 @@ def test_every_door_answers_figures_move_and_a_signal_ends_it_well(tmp_path):
         assert json.loads(body)["model_name"] == "demo"
         assert "server" not in headers
         assert ask(f"{server.http}/v1/classify", PICTURE.read_bytes(), Content_Type="image/png")[0] == 200
+        assert ask(f"{server.http}/v2/models/nobody", X_Request_Id="mine-2")[0] == 404
         with grpc.insecure_channel(server.found["grpc"].removeprefix("grpc://")) as channel:
             assert call_grpc(channel, "ServerReady") == b"\x08\x01"
         text = ask(server.metrics)[2].decode()
@@ -110,6 +111,8 @@ def test_every_door_answers_figures_move_and_a_signal_ends_it_well(tmp_path):
     assert {"door": "http", "operation": "infer", "code": "200", "num_images": 1, "client": "127.0.0.1"}.items() <= (
         mine.items()
     )
+    (refused,) = [record for record in records if record.get("request_id") == "mine-2"]
+    assert (refused["code"], refused["client"]) == ("404", "127.0.0.1")
     assert PICTURE.name not in err
     assert any("ready: " in record["message"] for record in records)
 
@@ -287,7 +290,7 @@ def test_pairs_that_do_not_fit_are_told(certificates, tmp_path):
     subprocess.run(done, check=True, capture_output=True)
     code, err = fails(demo_bundle(), "--tls-cert", first / "cert.pem", "--tls-key", locked)
     assert code == 2
-    assert "pass phrase" in err
+    assert "has a pass phrase" in err
     code, err = fails(demo_bundle(), "--tls-cert", first / "cert.pem", "--tls-key", demo_bundle() / "manifest.json")
     assert code == 2
     assert "PEM" in err
