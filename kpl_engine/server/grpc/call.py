@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import grpc
 import grpc.aio
 
-from kpl_engine.errors import DeadlineExceededError, OverloadedError, RequestError, SlowRequestError
+from kpl_engine.errors import DeadlineExceededError, OverloadedError, RequestCancelledError, SlowRequestError
 from kpl_engine.server.infer import clean_id
 from kpl_engine.server.logs import note_request
 from kpl_engine.server.observer import Observer
@@ -81,14 +81,14 @@ class Call:
 
         Raises
         ------
-        RequestError
-            There is none.
+        RequestCancelledError
+            There is none: the client left, of which gRPC tells as of the end of its messages.
         SlowRequestError
             It did not arrive within ``timeout_s``.
         """
         data = await _within(timeout_s, self.context.read())
         if not isinstance(data, bytes):
-            raise RequestError("expected one message, got none")
+            raise RequestCancelledError("expected one message, got none")
         return data
 
     def trailers(self, error: Exception | None = None) -> tuple[tuple[str, str], ...]:

@@ -19,6 +19,14 @@ TIMEOUT_S = 20
 SERVICE = "/inference.GRPCInferenceService/"
 
 
+def set_parameter(request, name, **value):
+    for kind, each in value.items():
+        setattr(request.parameters[name], kind, each)
+    if not value:
+        request.parameters[name].SetInParent()
+    return request
+
+
 class Recorder(Observers):
     """Keeps what the door tells: (operation, code)."""
 
