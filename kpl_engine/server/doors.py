@@ -49,8 +49,8 @@ def http_app(service: Service, observer: Observer, auth: Callable[[Scope], objec
 class LeavingApp:
     """An application whose replies close their connections while ``is_leaving``.
 
-    A client then opens its next connection elsewhere, and none is cut off between two requests. A reply that came before its request's body ended does not: a client that is still
-    sending would see a broken connection instead of the reply.
+    A client then opens its next connection elsewhere, and none is cut off between two requests. A reply that came
+    before its request's body ended does not: a client that is still sending would see a broken connection instead.
     """
 
     def __init__(self, app: Any) -> None:
