@@ -1,5 +1,7 @@
 """Who may ask: tokens, pages of other hosts; and the page itself."""
 
+import re
+
 import httpx
 import pytest
 
@@ -134,3 +136,15 @@ def test_v1_errors_have_code_and_id(http_server, service, pictures):
         assert found.headers.get_list("x-request-id") == ["mine"]
         wrong = ask.get("/v1/classify")
         assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_the_page_of_the_package_is_whole(http_server):
+    """Not a stand-in: what index.html names is there, and its policy lets the browser load it."""
+    with client_of(http_server) as ask:
+        found = ask.get("/")
+        assert found.status_code == 200
+        named = re.findall(r'(?:src|href)="([^"#][^"]*)"', found.text)
+        assert named
+        for address in named:
+            assert "//" not in address  # nothing from another host
+            assert ask.get(f"/{address.lstrip('./')}").status_code == 200, address
