@@ -68,9 +68,7 @@ def routes(
                 images = images_of(found, asked.names)
                 refused = ErrorAnswer(ErrorDetail("invalid", _NONE_USABLE, request_id), images)
                 return _json(refused, 400)
-            answer = answer_of(reply, asked.names)
-            answer.request_id = request_id
-            return _json(answer)
+            return _json(answer_of(reply, asked.names))
 
     async def models(request: Request) -> Response:
         return _json(models_of(service))

@@ -1,9 +1,8 @@
-"""From a reply of the service to the JSON of `/v1`; NaN becomes null."""
+"""From a reply of the service to the JSON of `/v1`; msgspec writes NaN as null."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
 from typing import get_args
 
 from kpl_engine.classification import Classification
@@ -27,9 +26,9 @@ __all__ = ["answer_of", "images_of", "models_of"]
 _STREAM_METHODS: tuple[MethodName, ...] = ("kpl_stream", "onzeta")
 
 
-def _number(value: float) -> float | None:
-    """The shortest decimal that is the float32 given; None for NaN and infinity."""
-    return float(str(value)) if isfinite(value) else None
+def _number(value: float) -> float:
+    """The shortest decimal that is the float32 given."""
+    return float(str(value))
 
 
 def images_of(found: Classification, names: Sequence[str]) -> list[ImageAnswer]:
@@ -46,7 +45,7 @@ def images_of(found: Classification, names: Sequence[str]) -> list[ImageAnswer]:
             ImageAnswer(
                 name=name,
                 label=label,
-                probabilities={each: _number(share) or 0.0 for each, share in shares},
+                probabilities={each: _number(share) for each, share in shares},
                 margin=_number(found.margins[i]),
                 is_undecided=bool(found.is_undecided[i]),
                 evidence=[EvidenceAnswer(e.description, e.similarity, e.is_kept) for e in found.evidence[i]],
@@ -71,7 +70,7 @@ def answer_of(reply: Reply, names: Sequence[str]) -> ClassifyAnswer:
         images=images_of(found, names),
         warnings=[WarningAnswer(notice.code, notice.message) for notice in found.warnings],
         timings_ms={stage: round(ms, 3) for stage, ms in reply.timings_ms.items()},
-        agreement=_number(found.agreement),
+        agreement=found.agreement,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 
 from kpl_engine.config import MethodName, ModeName
-from kpl_engine.errors import RequestError, TooLargeError, UnknownModelError
+from kpl_engine.errors import RequestError, UnknownModelError
 from kpl_engine.server.http.multipart import clean_name, parse_multipart
 from kpl_engine.server.http.schemas import ClassifyBody, NamedImage, Parameters
 from kpl_engine.server.infer import parse_prior
@@ -73,22 +73,21 @@ def parse_classify(
     RequestError
         Malformed, an unknown parameter or a wrong value, no picture.
     TooLargeError
-        More pictures than one request may have.
+        More pictures in a form than one request may have; those of JSON are counted by the service.
     UnknownModelError
         No model is named and there is none.
     """
     kind = content_type.split(";", 1)[0].strip().lower()
     texts = _once(query, "query")
-    most = service.settings.max_images
     if kind == "multipart/form-data":
-        form = parse_multipart(body, content_type, most)
+        form = parse_multipart(body, content_type, service.settings.max_images)
         given, pictures = _from_texts([*texts.items(), *form.fields]), []
         for file in form.files:
             if file.field not in FILE_FIELDS:
                 raise RequestError(f"expected files in the fields {', '.join(FILE_FIELDS)}; got {file.field[:80]!r}")
             pictures.append((file.data, file.name))
     elif kind == "application/json":
-        given, pictures = _from_json(body, texts, most)
+        given, pictures = _from_json(body, texts)
     elif _RAW.fullmatch(kind):
         given, pictures = _from_texts(texts.items()), [(body, "")] if body else []
     else:
@@ -145,7 +144,7 @@ def _from_texts(pairs: Iterable[tuple[str, str]]) -> Parameters:
     return _convert(given, Parameters, is_text=True)
 
 
-def _from_json(body: bytes, texts: dict[str, str], most: int) -> tuple[Parameters, list[_Picture]]:
+def _from_json(body: bytes, texts: dict[str, str]) -> tuple[Parameters, list[_Picture]]:
     try:
         value = parse_strict(body, len(body))
     except StrictJsonError as error:
@@ -159,8 +158,6 @@ def _from_json(body: bytes, texts: dict[str, str], most: int) -> tuple[Parameter
         from_query = _from_texts(texts.items())
         for name in texts:
             setattr(named, name, getattr(from_query, name))
-    if len(named.images) > most:
-        raise TooLargeError(f"expected at most {most} images in a request, got {len(named.images)}; send several")
     return named, [_picture(i, image) for i, image in enumerate(named.images)]
 
 
