@@ -181,6 +181,9 @@ class AccessLog:
         """See `Observer`."""
         self._models.info("model %s is %s", name, "ready" if is_ready else "not ready", extra={"model": name})
 
+    def snapshot(self, stream: str, error: BaseException | None) -> None:
+        """See `Observer`; the streams write the log themselves."""
+
     def replied(self, door: str, operation: str, code: str, seconds: float) -> None:
         """See `Observer`."""
         level = logging.DEBUG if operation in _PROBES else logging.INFO

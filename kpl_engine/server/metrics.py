@@ -61,6 +61,9 @@ class Metrics:
         }
         self._queue = Gauge("kpl_queue_images", "Images that wait for the encoder", ["task"], registry=registry)
         self._ready = Gauge("kpl_model_ready", "1 where the model is loaded", ["model"], registry=registry)
+        self._snapshots = Counter(
+            "kpl_snapshots_total", "States of streams written to disk, or not", ["result"], registry=registry
+        )
         self._known: dict[str, set[str]] = {}
 
     def _seconds(self, name: str, text: str) -> Histogram:
@@ -111,6 +114,10 @@ class Metrics:
     def model_ready(self, name: str, is_ready: bool) -> None:
         """See `Observer`."""
         self._ready.labels(self._bounded("model", name)).set(float(is_ready))
+
+    def snapshot(self, stream: str, error: BaseException | None) -> None:
+        """See `Observer`."""
+        self._snapshots.labels("written" if error is None else "failed").inc()
 
     def replied(self, door: str, operation: str, code: str, seconds: float) -> None:
         """See `Observer`."""

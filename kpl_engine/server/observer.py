@@ -49,6 +49,9 @@ class Observer(Protocol):
     def model_ready(self, name: str, is_ready: bool) -> None:
         """A model was loaded or unloaded."""
 
+    def snapshot(self, stream: str, error: BaseException | None) -> None:
+        """A stream's state (model/knowledge base/method) was written to disk, or could not be."""
+
     def replied(self, door: str, operation: str, code: str, seconds: float) -> None:
         """A door sent a reply: "http" or "grpc", for example ("http", "infer", "200", 0.01)."""
 
@@ -100,6 +103,11 @@ class Observers:
         """See `Observer`."""
         for each in self._observers:
             each.model_ready(name, is_ready)
+
+    def snapshot(self, stream: str, error: BaseException | None) -> None:
+        """See `Observer`."""
+        for each in self._observers:
+            each.snapshot(stream, error)
 
     def replied(self, door: str, operation: str, code: str, seconds: float) -> None:
         """See `Observer`."""

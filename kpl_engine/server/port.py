@@ -128,7 +128,8 @@ class Service(Protocol):
         ``uptime_s``, ``is_ready``, ``inflight_images``, ``queue_images``, ``decoding_images``, ``max_inflight_images``;
         ``totals``: ``requests``, ``images``, ``rejected``, ``failed``, ``cancelled``, ``batches`` since the start;
         ``latency_ms``: ``p50``, ``p90``, ``p99`` and ``stages_ms``: means of ``decode``, ``queue``, ``encode``,
-        ``solve`` over the requests answered in the last 60 s (null without any).
+        ``solve`` over the requests answered in the last 60 s (null without any); ``streams``: what `Streams.status`
+        tells (null without streams).
         """
 
     def load(self, name: str) -> None:

@@ -158,6 +158,7 @@ class BatchingService:
             "decoding_images": self._flow.num_to_decode,
             "max_inflight_images": self._admission.max_images,
             **self._reporting.statistics.snapshot(now),
+            "streams": None if self._streams is None else self._streams.status(),
         }
 
     def load(self, name: str) -> None:

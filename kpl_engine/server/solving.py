@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from kpl_engine.classification import Classification
 from kpl_engine.config import MethodConfig, MethodName
@@ -37,6 +37,9 @@ class StreamsPort(Protocol):
         encoder_fingerprint: str = "",
     ) -> Classification:
         """Learn from a request's pictures, and classify them."""
+
+    def status(self) -> Mapping[str, Any]:
+        """What the streams have seen and when they were last written, JSON values."""
 
     def forget(self, model_name: str) -> None:
         """A model was unloaded."""

@@ -64,7 +64,7 @@ class Streams:
         self._writing = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-        self._last_error, self._last_error_at = "", 0.0
+        self._last_error, self._last_reason, self._last_error_at = "", "", 0.0  # for the log, for clients, when
 
     def start(self) -> None:
         """Take ``state_dir``, check what lies there, and begin to write; `ConfigError` if another server has it."""
@@ -128,7 +128,9 @@ class Streams:
             self._folder = None
 
     def status(self) -> dict[str, Any]:
-        """JSON values: ``state_dir``, ``interval_s``, ``last_error`` (and its age) or null, and each stream.
+        """JSON values: ``is_kept`` (on a disk), ``interval_s``, ``last_error`` (and its age) or null, and each stream.
+
+        No path is in it: it is told to clients.
 
         A stream has ``model``, ``knowledge``, ``method``, ``images``, ``is_saved``, and ``snapshot_age_s``: seconds
         since it was last written or restored, null before.
@@ -137,9 +139,9 @@ class Streams:
         with self._guard:
             streams = list(self._streams.values())
         return {
-            "state_dir": None if self._state_dir is None else str(self._state_dir),
+            "is_kept": self._state_dir is not None,
             "interval_s": self._interval_s,
-            "last_error": self._last_error or None,
+            "last_error": self._last_reason if self._last_error else None,
             "last_error_age_s": now - self._last_error_at if self._last_error else None,
             "streams": [stream.status(now) for stream in streams],
         }
@@ -204,6 +206,7 @@ class Streams:
                 "streams could not be written, answers go on: %s", message, exc_info=not isinstance(error, OSError)
             )
         self._last_error, self._last_error_at = message, self._clock()
+        self._last_reason = (isinstance(error, OSError) and error.strerror) or type(error).__name__
         self._tell(key, error)
 
     def _tell(self, key: StreamKey | None, error: BaseException | None) -> None:

@@ -85,6 +85,9 @@ class Tracing:
     def model_ready(self, name: str, is_ready: bool) -> None:
         """See `Observer`."""
 
+    def snapshot(self, stream: str, error: BaseException | None) -> None:
+        """See `Observer`; no request's doing."""
+
     def replied(self, door: str, operation: str, code: str, seconds: float) -> None:
         """See `Observer`."""
 

@@ -170,6 +170,7 @@ class EngineService:
             "totals": {"requests": 3, "images": 3, "rejected": 0, "failed": 0, "cancelled": 0, "batches": 2},
             "latency_ms": {"p50": 2.0, "p90": 3.0, "p99": 4.0},
             "stages_ms": {"decode": 1.0, "queue": 0.5, "encode": 2.0, "solve": 0.25},
+            "streams": None,
         }
 
     def load(self, name):

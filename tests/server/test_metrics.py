@@ -98,3 +98,13 @@ def test_two_servers_of_one_process_count_apart():
     first, second = Metrics(), Metrics()
     first.rejected("overloaded", 1)
     assert ("kpl_rejected_total", "overloaded") not in samples(second)
+
+
+def test_snapshots_that_fail_are_counted_apart():
+    metrics = Metrics()
+    metrics.snapshot("lung/chest/kpl_stream", None)
+    metrics.snapshot("lung/chest/kpl_stream", OSError(28, "No space left on device"))
+    metrics.snapshot("lung/chest/kpl_stream", OSError(28, "No space left on device"))
+    read = metrics.registry.get_sample_value
+    found = {each: read("kpl_snapshots_total", {"result": each}) for each in ("written", "failed")}
+    assert found == {"written": 1, "failed": 2}

@@ -32,6 +32,9 @@ class Streams:
         query = type("Query", (), {"encoded": encoded, "knowledge": base.name, "mode": "stream"})
         return answer(query)
 
+    def status(self):
+        return {"streams": []}
+
     def forget(self, model_name):
         self.log.append(f"forget {model_name}")
 

@@ -195,6 +195,7 @@ def _snapshot() -> dict[str, Any]:
         totals={"type": "object", "additionalProperties": _COUNT},
         latency_ms={"type": ["object", "null"], "additionalProperties": maybe},
         stages_ms={"type": ["object", "null"], "additionalProperties": maybe},
+        streams={"type": ["object", "null"]},
     )
 
 

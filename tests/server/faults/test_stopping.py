@@ -1,5 +1,6 @@
 """The end of the process: SIGTERM drops nothing that was accepted, a worker that dies ends it, a full disk does not."""
 
+import json
 import signal
 import threading
 import time
@@ -95,6 +96,9 @@ def test_a_full_disk_at_the_snapshot(tmp_path, pictures):
         assert server.classify(pictures[1], query="?mode=stream")["label"]
         assert first["label"]
         assert server.is_ready()
+        told = json.loads(server.get("/v1/status")[1])["streams"]
+        assert told["last_error"] == "File too large"
+        assert str(tmp_path) not in str(told)
         assert server.terminate() == 0
     assert not list((tmp_path / "state").glob("*.safetensors"))
     assert not list((tmp_path / "state").glob(".*.kpl-tmp"))
