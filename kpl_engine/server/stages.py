@@ -37,7 +37,7 @@ def decode_next(flow: Flow, config: DecodeConfig, clock: Callable[[], float]) ->
     try:
         prepared = prepare_picture(picture.data, name, job.model.lane.encoders[0].preprocess, config)
     except Exception as error:
-        _LOG.exception("request %s: unexpected error while decoding %r", job.request.request_id, name)
+        _LOG.exception("request %s: unexpected error while decoding image %d", job.request.request_id, picture.index)
         prepared = error
     flow.decoded(picture, prepared, start, clock())
     return True
@@ -70,7 +70,7 @@ def _encode(lane: Lane, encoder: Encoder, pictures: Sequence[Picture]) -> Sequen
         if len(pictures) > 1:
             return [row for picture in pictures for row in _encode(lane, encoder, [picture])]
         job = pictures[0].job
-        _LOG.error("request %s: %s: %s", job.request.request_id, job.names[pictures[0].index], error)
+        _LOG.error("request %s: image %d: %s", job.request.request_id, pictures[0].index, error)
         return [error]
 
 
