@@ -8,6 +8,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from kpl_engine.server.http.upgrade import PlainParser
 from kpl_engine.server.settings import ServerSettings
 
 __all__ = ["guarded"]
@@ -38,6 +39,8 @@ class _Guarded(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._plain = PlainParser(self)
+        self.parser = self._plain  # type: ignore[assignment]
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._awaits_headers = True
@@ -97,11 +100,15 @@ class _Guarded(HttpToolsProtocol):
         self._head_bytes, self._in_head = 0, True
 
     def on_headers_complete(self) -> None:
+        if self._plain.is_offer:
+            return
         self._disarm()
         self._awaits_headers, self._in_head, self._in_body = False, False, True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
+        if self._plain.is_offer:
+            return
         self._awaits_headers, self._in_body, self._num_bytes = True, False, 0
         self._disarm()
         super().on_message_complete()

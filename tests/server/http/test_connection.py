@@ -194,6 +194,30 @@ def test_upgrades_are_not_followed(http_server):
             assert read_reply(sock)[0] == 200
 
 
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("is_chunked", [False, True])
+def test_an_offer_of_http2_keeps_its_body(http_server, pictures, is_chunked, is_split):
+    """Java's client offers h2c with the first request of each connection."""
+    picture = pictures[0]
+    length = ("transfer-encoding", "chunked") if is_chunked else ("content-length", len(picture))
+    offer = [("Connection", "Upgrade, HTTP2-Settings"), ("Upgrade", "h2c"), ("HTTP2-Settings", "AAMAAABkAAQ")]
+    start = head("POST", INFER, [*offer, ("content-type", "image/png"), ("x-request-id", "offered"), length])
+    body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(picture), picture) if is_chunked else picture
+    with connect(http_server) as sock:
+        for part in [start, body[:100], body[100:]] if is_split else [start + body]:
+            sock.sendall(part)
+        code, headers, _ = read_reply(sock)
+        assert (code, headers["x-request-id"]) == (200, "offered")
+        sock.sendall(head("GET", "/v2/health/live"))  # the body was not taken for a request
+        assert read_reply(sock)[0] == 200
+
+
+def test_an_offer_of_http2_may_close_the_connection(http_server):
+    with connect(http_server) as sock:
+        sock.sendall(head("GET", "/v2/health/live", [("connection", "upgrade, close"), ("upgrade", "h2c")]))
+        assert read_all(sock).startswith(b"HTTP/1.1 200 ")
+
+
 def test_more_connections_than_allowed(serve, demo_engine):
     server = serve(EngineService(demo_engine, settings=ServerSettings(max_connections=3)))
     held = [connect(server) for _ in range(3)]
