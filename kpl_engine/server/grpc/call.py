@@ -126,12 +126,14 @@ class Guard:
 
     def __init__(self, observer: Observer, auth: Auth | None) -> None:
         self._observer, self._auth = observer, auth
+        self.last_begun_s = -math.inf  # by the loop's clock
 
     def handler(self, operation: str, body: Callable[[Call], Awaitable[Any]], *, is_open: bool = False) -> Any:
         """An asynchronous method for gRPC that answers with what ``body`` returns; ``is_open``: without a token."""
 
         async def handle(_: Any, context: Any) -> Any:
             call, code, started = Call(context), "OK", perf_counter()
+            self.last_begun_s = asyncio.get_running_loop().time()
             try:
                 if self._auth is not None and not is_open:
                     self._auth.check_metadata(context.invocation_metadata())

@@ -26,14 +26,17 @@ _PROTOCOL, _HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
 _KEEP_ALIVE_MS = 60_000
 _PING_MS = 10_000  # a client that pings more often, twice, is disconnected
 _MAX_METADATA_BYTES = 16 << 10
+# Calls that gRPC has taken and no handler has begun are CANCELLED by its shutdown (grpc/grpc issue 41785), which no
+# client tries elsewhere. So first they are begun and refused, until for a moment there was none, or no longer.
+_QUIET_S, _QUIET_WITHIN_S = 0.02, 0.5
 
 
 class GrpcDoor:
     """A door that is open. ``port`` is the one it listens at."""
 
-    def __init__(self, server: Any, port: int, closing: asyncio.Event) -> None:
+    def __init__(self, server: Any, port: int, guard: Guard, closing: asyncio.Event) -> None:
         self.port = port
-        self._server, self._closing = server, closing
+        self._server, self._guard, self._closing = server, guard, closing
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, let those in flight end within ``grace`` seconds, cancel what is left.
@@ -41,6 +44,11 @@ class GrpcDoor:
         Streams that wait for their client are ended at once, watchers of the health service told before.
         """
         self._closing.set()
+        loop = asyncio.get_running_loop()
+        started_s = loop.time()
+        end_s = started_s + min(grace, _QUIET_WITHIN_S)
+        while loop.time() < min(end_s, max(started_s, self._guard.last_begun_s) + _QUIET_S):
+            await asyncio.sleep(_QUIET_S / 4)
         await self._server.stop(grace)
 
 
@@ -51,7 +59,8 @@ async def open_door(
     # As a backstop only: gRPC refuses without the time to come again, and would refuse probes too.
     server = grpc.aio.server(options=_options(settings), maximum_concurrent_rpcs=2 * settings.max_connections)
     closing = asyncio.Event()
-    server.add_generic_rpc_handlers(_handlers(service, settings, Guard(observer, auth), closing))
+    guard = Guard(observer, auth)
+    server.add_generic_rpc_handlers(_handlers(service, settings, guard, closing))
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
     try:
@@ -62,7 +71,7 @@ async def open_door(
     except RuntimeError as error:
         raise ConfigError(f"grpc_port: cannot listen at {address}: {error}; choose another, or 0 for any") from None
     await server.start()
-    return GrpcDoor(server, port, closing)
+    return GrpcDoor(server, port, guard, closing)
 
 
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:

@@ -40,6 +40,8 @@ class Inference:
 
     async def infer(self, call: Call) -> Any:
         """One request, one answer. It is counted before its message is received."""
+        if self._closing.is_set():
+            raise NotReadyError("the server is stopping; send the request to another")
         with self._counted(), self._service.lease() as lease:
             data = await call.read(self._settings.body_timeout_s)
             lease.grow(len(data))

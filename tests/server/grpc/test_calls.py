@@ -1,8 +1,10 @@
 """Calls that fail for another reason than what they say: full, slow, gone, over the limits, unforeseen."""
 
+import asyncio
 import logging
 import queue
 import threading
+import time
 
 import grpc
 import pytest
@@ -177,3 +179,24 @@ def test_not_ready(door, features_request):
     assert door.fails(features_request)[0] is CODE.UNAVAILABLE
     assert not message("ServerReadyResponse").FromString(door.call("ServerReady")[0]).ready
     assert message("ServerLiveResponse").FromString(door.call("ServerLive")[0]).live
+
+
+def test_calls_that_wait_while_the_server_stops_are_told_to_go_elsewhere(door, features_request):
+    """gRPC itself would say CANCELLED, which no client tries again with another server."""
+    blocked, released = threading.Event(), threading.Event()
+
+    def block():
+        blocked.set()
+        released.wait(TIMEOUT_S)
+
+    door.infer(features_request)
+    door.loop.call_soon_threadsafe(block)
+    blocked.wait(TIMEOUT_S)
+    ask = door.channel.unary_unary(SERVICE + "ModelInfer")
+    asked = [ask.future(features_request.SerializeToString(), timeout=TIMEOUT_S) for _ in range(30)]
+    time.sleep(0.2)  # for them to arrive; nothing on either side could tell. Too short, the test cannot fail.
+    stopping = asyncio.run_coroutine_threadsafe(door.door.stop(TIMEOUT_S), door.loop)
+    released.set()
+    stopping.result(TIMEOUT_S)
+    assert {each.exception(TIMEOUT_S).code() for each in asked} == {CODE.UNAVAILABLE}
+    assert len(door.service.requests) == 1
