@@ -38,6 +38,11 @@ class Admission:
         self._rate = 0.0  # images/s
         self._rated_s = clock()
 
+    @property
+    def max_bytes(self) -> int:
+        """Of all bodies."""
+        return self._settings.max_inflight_bytes
+
     def derive_limit(self, max_batch: int) -> None:
         """8 batches an instance, unless the settings have a number: enough to keep the encoder busy, and no more."""
         settings = self._settings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec
 
@@ -44,6 +45,8 @@ class Reporting:
         self.statistics = Statistics()
         self._observer, self._flow, self._admission = observer, flow, admission
         self._told: dict[str, int] = {}
+        # Read and told under it: an older value told last would stand for as long as nothing comes in.
+        self._telling = threading.Lock()
 
     def accepted(self, request: ClassifyRequest) -> RequestSpans | None:
         """A request was admitted."""
@@ -104,23 +107,26 @@ class Reporting:
         """Tell those that moved much."""
         if self._observer is None:
             return
-        flow, admission = self._flow, self._admission
-        if self._has_moved("images", admission.num_images) or self._has_moved("decoding", flow.num_to_decode):
-            values = {
-                "inflight_images": float(admission.num_images),
-                "inflight_bytes": float(admission.num_bytes),
-                "decoding_images": float(flow.num_to_decode),
+        with self._telling:
+            admission = self._admission
+            now = {
+                "inflight_images": admission.num_images,
+                "inflight_bytes": admission.num_bytes,
+                "decoding_images": self._flow.num_to_decode,
             }
-            self._told.update(images=admission.num_images, decoding=flow.num_to_decode)
-            self._observer.gauges(values)
-        for task, num_images in flow.queued_now().items():
-            if self._has_moved(task, num_images):
-                self._told[task] = num_images
-                self._observer.queue(task, num_images)
+            limits = {"inflight_bytes": admission.max_bytes}
+            moved = [name for name, value in now.items() if self._has_moved(name, value, limits.get(name))]
+            if moved:
+                self._told.update(now)
+                self._observer.gauges({name: float(value) for name, value in now.items()})
+            for task, num_images in self._flow.queued_now().items():
+                if self._has_moved(task, num_images):
+                    self._told[task] = num_images
+                    self._observer.queue(task, num_images)
 
-    def _has_moved(self, name: str, value: int) -> bool:
+    def _has_moved(self, name: str, value: int, limit: int | None = None) -> bool:
         told = self._told.get(name, 0)
-        return value != told and (value == 0 or abs(value - told) * _STEPS >= self._admission.max_images)
+        return value != told and (value == 0 or abs(value - told) * _STEPS >= (limit or self._admission.max_images))
 
 
 def _tell_spans(job: Job, error: Exception | None) -> None:

@@ -272,6 +272,7 @@ class BatchingService:
             self._on_death(error)
 
     def _lease_ended(self) -> None:
+        self._reporting.gauges()
         if self._state == "draining":
             self._flow.wake_waiters()
 
