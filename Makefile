@@ -12,6 +12,7 @@ OLD_PYTHON = kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=p
 
 .PHONY: help demo test lint types contracts check bench clean
 .PHONY: core-test core-sanitize core-aarch64 core-fuzz
+.PHONY: grpc-proto
 .PHONY: cuda-compile cuda-bounds test-gpu bench-gpu
 
 help:
@@ -27,6 +28,7 @@ help:
 	@echo "make bench          the benchmarks of benchmarks/ (slow)"
 	@echo "make test-gpu       on a machine with an NVIDIA GPU: the kernels' tests on it, and under compute-sanitizer"
 	@echo "make bench-gpu      on a machine with an NVIDIA GPU: the figures of benchmarks/README.md (predicted: BENCH=--dry-run)"
+	@echo "make grpc-proto     compiles the messages of the gRPC door anew"
 	@echo "make clean          remove environments and outputs"
 
 # `made` is an environment without the package, `ready` has it: an edit of the core does not download torch again.
@@ -123,6 +125,11 @@ bench: .venv-dev/ready-yes
 	.venv-dev/bin/python benchmarks/learn_proxies.py
 	.venv-dev/bin/python benchmarks/end_to_end.py
 	.venv-dev/bin/python benchmarks/cold_start.py
+	.venv-dev/bin/python benchmarks/serving.py --quick
+
+# The messages of the gRPC door, after an edit of kpl_engine/server/grpc/*.proto.
+grpc-proto: .venv-dev/ready-yes
+	.venv-dev/bin/python -m kpl_engine.server.grpc.compile_proto
 
 # On what the machine has (its torch, CUDA and Python packages): only what is missing is installed, beside it.
 test-gpu:

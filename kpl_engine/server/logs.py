@@ -29,7 +29,9 @@ _MAX_TEXT = 16384
 _QUEUE_LINES = 10_000
 _LAST_LINES_S = 2.0
 # Probes come every few seconds from each load balancer.
-_PROBES = frozenset({"live", "ready", "server_live", "server_ready", "ServerLive", "ServerReady", "health", "metrics"})
+_PROBES = frozenset(
+    {"live", "ready", "server_live", "server_ready", "ServerLive", "ServerReady", "health", "watch", "metrics"}
+)
 _noted: ContextVar[dict[str, Any] | None] = ContextVar("kpl_request_log", default=None)
 
 
