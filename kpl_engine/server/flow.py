@@ -234,7 +234,7 @@ class Flow:
             while self._jobs or is_awaited():
                 left = end - self._clock()
                 if left <= 0 or self._is_closed:
-                    return not self._jobs
+                    return False
                 self._emptier.wait(left)
         return True
 

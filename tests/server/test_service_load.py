@@ -13,13 +13,11 @@ from tests.server.harness import pixels, png, rng, running, unit_rows
 
 
 class PacedEncoder(GatedEncoder):
-    """A device of a fixed speed: 4 ms a batch, whatever its size."""
+    """A device whose batches take 4 ms whatever their size."""
 
     def encode_images(self, pixels):
-        started = time.perf_counter()
-        rows = super().encode_images(pixels)
-        time.sleep(max(0.004 - (time.perf_counter() - started), 0.0))
-        return rows
+        time.sleep(0.004)
+        return super().encode_images(pixels)
 
 
 def test_a_thousand_requests_at_once_each_get_their_own_answer():
@@ -55,40 +53,41 @@ def test_a_thousand_requests_at_once_each_get_their_own_answer():
                 assert np.array_equal(found, rows)
 
 
-def goodput(run, *, clients, seconds):
-    """Images/s of closed-loop clients that come again at once when refused, and how long refusals take (s)."""
-    end = time.perf_counter() + seconds
-    served, refusals = [], []
+def work_of(run, *, clients, num_images):
+    """Images an encoder run, over the next ``num_images``, with closed-loop clients that come again 1 ms after a
+    refusal; and the processor seconds that each refusal took. Neither depends on what else the machine does.
+    """
+    left, refusals = iter(range(num_images)), []
+    picture, num_runs = pixels(1), len(run.encoder.sizes)
 
     def client():
-        while time.perf_counter() < end:
-            started = time.perf_counter()
-            try:
-                ticket = run.submit(pixels=picture)
-            except OverloadedError:
-                refusals.append(time.perf_counter() - started)
-                time.sleep(0.001)
-                continue
+        while next(left, None) is not None:
+            while True:
+                started = time.thread_time()
+                try:
+                    ticket = run.submit(pixels=picture)
+                    break
+                except OverloadedError:
+                    refusals.append(time.thread_time() - started)
+                    time.sleep(0.001)
             ticket.future.result(PATIENCE_S)
-            served.append(1)
 
-    picture = pixels(1)
     threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE_S)
-    return len(served) / seconds, refusals
+    return num_images / (len(run.encoder.sizes) - num_runs), refusals
 
 
 def test_twice_as_many_clients_as_fit_do_not_lower_the_goodput():
     with running(encoder=PacedEncoder(), max_inflight_images=16, max_images=16) as run:
-        fits, none = goodput(run, clients=16, seconds=1.0)
-        overloaded, refusals = goodput(run, clients=32, seconds=1.0)
+        fits, none = work_of(run, clients=16, num_images=1500)
+        overloaded, refusals = work_of(run, clients=32, num_images=1500)
         assert not none
         assert len(refusals) > 100
-        assert overloaded >= 0.8 * fits  # 0.97 to 1.03 on an idle machine; the clients share two cores with the service
-        assert np.median(refusals) < 0.02
+        assert overloaded >= 0.8 * fits  # the encoder is as full as before; a place stays empty for a client's 1 ms
+        assert np.median(refusals) < 0.001  # 0.05 ms here
 
 
 def test_memory_stays_flat_over_many_requests():
