@@ -14,7 +14,7 @@ class ChangedBundles:
     """Compares size, time and place of each bundle's manifest; a bundle is written by one rename, so both change."""
 
     def __init__(self, bundles: Sequence[Path]) -> None:
-        self._seen = {path: _state(path) for path in bundles}
+        self._seen: dict[Path, tuple[int, int, int] | None] = {path: _state(path) for path in bundles}
 
     def names(self) -> list[str]:
         """Models whose bundle changed since the last call; one that is gone has not changed."""
@@ -25,6 +25,12 @@ class ChangedBundles:
                 self._seen[path] = now
                 changed.append(model_name(path))
         return changed
+
+    def not_taken(self, name: str) -> None:
+        """The model could not be loaded: its bundle counts as changed until it was."""
+        for path in self._seen:
+            if model_name(path) == name:
+                self._seen[path] = None
 
 
 def _state(path: Path) -> tuple[int, int, int] | None:

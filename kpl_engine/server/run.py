@@ -254,7 +254,7 @@ class _Process:
                 steps.append(("tokens", self._tokens.reload))
             if self._certificate is not None:
                 steps.append(("certificate", self._certificate.reload))
-            steps += [(f"model {name}", partial(self._service.load, name)) for name in self._changed.names()]
+            steps += [(f"model {name}", partial(self._load_again, name)) for name in self._changed.names()]
             for what, step in steps:
                 try:
                     step()
@@ -262,6 +262,13 @@ class _Process:
                     _LOG.error("reload: %s stays as it was: %s", what, error)
                 else:
                     _LOG.info("reload: %s read again", what)
+
+    def _load_again(self, name: str) -> None:
+        try:
+            self._service.load(name)
+        except BaseException:
+            self._changed.not_taken(name)
+            raise
 
     def close(self) -> None:
         """What must be closed whatever happened: threads and the last traces."""

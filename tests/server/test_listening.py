@@ -82,3 +82,12 @@ def test_bundles_are_told_once_when_they_changed(tmp_path):
     os.rename(tmp_path / "new", bundle)
     assert changed.names() == ["lung"]
     assert changed.names() == []
+
+
+def test_a_bundle_that_could_not_be_loaded_is_tried_again(tmp_path):
+    bundle = tmp_path / "lung.kpl"
+    shutil.copytree(demo_bundle(), bundle)
+    changed = ChangedBundles([bundle])
+    changed.not_taken("lung")  # its graph was cut off, and is put right without a change of the manifest
+    assert changed.names() == ["lung"]
+    assert changed.names() == []
