@@ -6,13 +6,14 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
 from kpl_engine.config import EngineConfig
 from kpl_engine.encoder.select import load_encoder
-from kpl_engine.errors import ForbiddenError, NotReadyError, UnknownModelError
+from kpl_engine.errors import ForbiddenError, KplError, NotReadyError, UnknownModelError
 from kpl_engine.server.defaults import complete
 from kpl_engine.server.lanes import LanePool, OpenEncoder, count_gpus
 from kpl_engine.server.loaded import VERSION, LoadedModel
@@ -134,7 +135,10 @@ class LoadedModels:
         self._path_of(name)  # before an entry is made: a client must not fill the table with names
         with self._changed:
             entry = self._entries.setdefault(name, _Entry(name))
-        self._load(entry)
+        try:
+            self._load(entry)
+        except KplError as error:
+            raise self._without_folder(error, name) from error
 
     def unload(self, name: str) -> None:
         """Take a model away: at once for `acquire`, and back when nobody holds it any more."""
@@ -174,8 +178,9 @@ class LoadedModels:
                 path = self._path_of(entry.name)
                 model = LoadedModel.open(entry.name, path, self._pool, self._config, self._settings.device)
             except BaseException as error:
+                told = self._without_folder(error, entry.name)
                 with self._changed:
-                    entry.reason = f"the last load failed: {error!s:.300}"
+                    entry.reason = f"the last load failed: {told!s:.300}"
                 raise
             finally:
                 with self._changed:
@@ -240,6 +245,16 @@ class LoadedModels:
             if is_model_name(name) and path.is_relative_to(folder) and path.exists()
         }
         return self._listed
+
+    def _without_folder(self, error: BaseException, name: str) -> BaseException:
+        """The error as a client is told it: where the bundles lie on this machine is none of its business."""
+        with self._changed:
+            path = self._given.get(name) or self._listed.get(name)
+        if path is None or str(path.parent) not in str(error):
+            return error
+        told = copy(error)
+        told.args = (str(error).replace(f"{path.parent}{os.sep}", ""), *error.args[1:])
+        return told
 
     def _unknown(self, name: str) -> UnknownModelError:
         with self._changed:

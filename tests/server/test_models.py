@@ -279,10 +279,13 @@ def test_a_broken_bundle_leaves_the_old_one_serving(tmp_path, small, features, m
     models = make(path)
     held = models.acquire("lung")
     spoil(path)
-    with pytest.raises(error):
+    with pytest.raises(error) as raised:
         models.load("lung")
     (entry,) = models.index()
     assert (entry.state, "failed" in entry.reason) == ("READY", True)
+    for told in (entry.reason, str(raised.value)):  # clients read both: the bundle by its name, not where it lies
+        assert "lung.kpl" in told
+        assert str(tmp_path) not in told
     model = models.acquire("lung")
     assert model is held
     assert model.solve([query(features, "batch")])[0].is_ok.all()
