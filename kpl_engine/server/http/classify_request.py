@@ -37,7 +37,10 @@ _P = TypeVar("_P", bound=Parameters)
 
 def default_model(service: Service) -> str:
     """The model of a request that names none."""
-    names = sorted({entry.name for entry in service.index()})
+    index = service.index()
+    # A bundle that is only offered is no choice: one copied to the repository must not break who names no model.
+    loaded = {entry.name for entry in index if entry.state == "READY"}
+    names = sorted(loaded or {entry.name for entry in index})
     if len(names) == 1:
         return names[0]
     if not names:

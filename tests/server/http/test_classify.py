@@ -251,9 +251,12 @@ def test_a_client_that_leaves_cancels(http_server, service, pictures):
 
 def test_a_model_must_be_named_where_there_are_several(http_server, service, pictures, monkeypatch):
     first = service.index()[0]
-    monkeypatch.setattr(service, "index", lambda: [first, type(first)("other", "1", "UNAVAILABLE", "")])
+    index = [first, type(first)("other", "1", "READY", "")]
+    monkeypatch.setattr(service, "index", lambda: index)
     with httpx.Client(base_url=http_server.url) as client:
         refused(client.post("/v1/classify", files=files(pictures[:1])), 400, "demo", "other")
+        index[1] = type(first)("other", "1", "UNAVAILABLE", "")  # only copied to the repository: no choice yet
+        assert client.post("/v1/classify", files=files(pictures[:1])).json()["model"] == "demo"
         assert client.post("/v1/classify", files=files(pictures[:1]), data={"model": "demo"}).status_code == 200
         models = client.get("/v1/models").json()["models"]
     assert [(each["name"], each["is_ready"]) for each in models] == [("demo", True), ("other", False)]
