@@ -13,7 +13,7 @@ from time import perf_counter
 
 from kpl_engine.config import EngineConfig
 from kpl_engine.encoder.select import load_encoder
-from kpl_engine.errors import ForbiddenError, KplError, NotReadyError, UnknownModelError
+from kpl_engine.errors import KplError, NotReadyError, UnknownModelError
 from kpl_engine.server.defaults import complete
 from kpl_engine.server.lanes import LanePool, OpenEncoder, count_gpus
 from kpl_engine.server.loaded import VERSION, LoadedModel
@@ -130,8 +130,7 @@ class LoadedModels:
         return [(known | rest)[name] for name in sorted(known | rest)]
 
     def load(self, name: str) -> None:
-        """Load, or load again; on an error what served before goes on."""
-        self._check_control()
+        """Load, or load again; on an error what served before goes on. Whether a client may is the service's to say."""
         self._path_of(name)  # before an entry is made: a client must not fill the table with names
         with self._changed:
             entry = self._entries.setdefault(name, _Entry(name))
@@ -142,7 +141,6 @@ class LoadedModels:
 
     def unload(self, name: str) -> None:
         """Take a model away: at once for `acquire`, and back when nobody holds it any more."""
-        self._check_control()
         with self._changed:
             entry = self._entries.get(name)
         if entry is None:
@@ -261,10 +259,6 @@ class LoadedModels:
             have = sorted({*self._entries, *self._listed})
         shown = ", ".join(have[:_MOST_SHOWN]) + (", ..." if len(have) > _MOST_SHOWN else "")
         return UnknownModelError(f"no model {name[:128]!r}; this server has: {shown or 'none'}")
-
-    def _check_control(self) -> None:
-        if not self._settings.model_control:
-            raise ForbiddenError("models of this server are fixed: it was started without model control")
 
     def _check_open(self) -> None:
         if self._is_closed:

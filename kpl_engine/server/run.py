@@ -265,7 +265,7 @@ class _Process:
 
     def _load_again(self, name: str) -> None:
         try:
-            self._service.load(name)
+            self._service.reload(name)
         except BaseException:
             self._changed.not_taken(name)
             raise

@@ -164,6 +164,10 @@ class BatchingService:
     def load(self, name: str) -> None:
         """See `port.Service`."""
         self._check_model_control()
+        self.reload(name)
+
+    def reload(self, name: str) -> None:
+        """`load` by the operator of the process, whom `model_control` does not bind."""
         self._models.load(name)
         self._derive_limit()
         self._reporting.statistics.forget(name)

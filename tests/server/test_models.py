@@ -23,7 +23,6 @@ from kpl_engine.errors import (
     BundleVersionError,
     ConfigError,
     EncoderError,
-    ForbiddenError,
     InputError,
     KnowledgeError,
     NotReadyError,
@@ -514,14 +513,6 @@ def test_a_repository_is_loaded_from_by_name(tmp_path, small, make):
     assert states(models)["eye"] == "READY"
     models.unload("eye")
     assert "eye" not in states(models)
-
-
-def test_models_may_be_fixed(make):
-    models = make(model_control=False)
-    for change in (models.load, models.unload):
-        with pytest.raises(ForbiddenError, match="fixed"):
-            change("small")
-    models.release(models.acquire("small"))
 
 
 DEVICES = {

@@ -303,7 +303,8 @@ def test_systemd_is_told_and_a_changed_bundle_is_loaded_on_sighup(tmp_path):
         inbox.bind(str(tmp_path / "notify"))
         inbox.settimeout(START_S)
         environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-        with serving("--drain-accept", "0", "--no-grpc", bundles=(bundle,), environment=environment) as server:
+        options = ("--drain-accept", "0", "--no-grpc", "--no-model-control")  # that binds clients, not the operator
+        with serving(*options, bundles=(bundle,), environment=environment) as server:
             assert inbox.recv(64) == b"READY=1"
             shutil.copytree(bundle, tmp_path / "new")
             (graph,) = (tmp_path / "new").glob("image.onnx")
