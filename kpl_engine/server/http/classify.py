@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from asyncio import to_thread
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.routing import Route
 
 from kpl_engine.server.http.classify_answer import answer_of, images_of, models_of
 from kpl_engine.server.http.classify_request import parse_classify
+from kpl_engine.server.http.exchange import LongWork
 from kpl_engine.server.http.openapi import openapi_document
 from kpl_engine.server.http.schemas import ErrorAnswer, ErrorDetail
 from kpl_engine.server.port import BytesLease, Service
@@ -22,7 +22,6 @@ __all__ = ["AwaitReply", "ReadBody", "routes"]
 
 ReadBody = Callable[[Request, BytesLease], Awaitable[bytes]]
 AwaitReply = Callable[[Request, Ticket], Awaitable[Reply]]
-_SMALL = 64 << 10  # bytes that are taken apart in the loop: less work than going to a thread and back
 _NONE_USABLE = "none of the pictures could be used; images says why of each"
 
 
@@ -47,6 +46,7 @@ def routes(
 
     Errors are raised to the app, which tells them; but for a request without a usable picture, which is answered here.
     """
+    work = LongWork()
     document = msgspec.json.encode(openapi_document(service.settings))
 
     async def classify(request: Request) -> Response:
@@ -61,7 +61,7 @@ def routes(
                 request_id,
                 request.headers.get("traceparent", "")[:256],
             )
-            asked = parse_classify(*told) if len(body) <= _SMALL else await to_thread(parse_classify, *told)
+            asked = await work.run(len(body), parse_classify, *told)
             reply = await await_reply(request, service.submit(asked))
             found = reply.classification
             if not found.is_ok.any():

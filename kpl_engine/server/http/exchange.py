@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,13 +15,16 @@ from kpl_engine.server.port import BytesLease
 from kpl_engine.server.requests import Reply, Ticket
 from kpl_engine.server.settings import ServerSettings
 
-__all__ = ["Exchange", "Receive", "Scope", "Send", "await_reply", "header_of", "read_body"]
+__all__ = ["Exchange", "LongWork", "Receive", "Scope", "Send", "await_reply", "header_of", "read_body"]
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Sequence[tuple[bytes, bytes]]
+_T = TypeVar("_T")
+_INLINE_BYTES = 64 << 10
+_LONG_BYTES = 1 << 20
 
 
 def header_of(scope: Scope, name: bytes) -> str:
@@ -163,3 +166,21 @@ async def await_reply(ticket: Ticket, receive: Receive) -> Reply:
 async def _until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+class LongWork:
+    """Where a body is taken apart: in the loop where a thread would cost more, else in a thread, so that health stays
+    quick; above 1 MiB one at a time, since a reader of JSON never lets go of the interpreter, and the loop would wait
+    for each of several in turn."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def run(self, num_bytes: int, function: Callable[..., _T], *arguments: Any) -> _T:
+        """``function(*arguments)``, which is the work of ``num_bytes``."""
+        if num_bytes <= _INLINE_BYTES:
+            return function(*arguments)
+        if num_bytes <= _LONG_BYTES:
+            return await asyncio.to_thread(function, *arguments)
+        async with self._turn:
+            return await asyncio.to_thread(function, *arguments)

@@ -6,14 +6,14 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from kpl_engine.errors import NotReadyError, RequestError, WrongVerbError
 from kpl_engine.server.http.compression import choose_encoding, deflate
-from kpl_engine.server.http.exchange import Exchange, await_reply, read_body
+from kpl_engine.server.http.exchange import Exchange, LongWork, await_reply, read_body
 from kpl_engine.server.http.infer_body import encode_answer, parse_body
 from kpl_engine.server.infer import answer, clean_id, parse_query, to_classify
 from kpl_engine.server.metadata import (
@@ -27,8 +27,6 @@ from kpl_engine.server.port import Service
 
 __all__ = ["Match", "ProtocolV2"]
 
-_T = TypeVar("_T")
-_INLINE_BYTES = 64 << 10  # above: parsed and packed in a thread, so that health stays quick
 _MAX_QUERY = 4096
 _MODEL = re.compile(
     r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?:/(?P<what>ready|config|stats|infer))?"
@@ -62,6 +60,7 @@ class ProtocolV2:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._settings = service.settings
+        self._work = LongWork()
         self._control = asyncio.Lock()  # one load at a time, so that they never take all threads of parsing
         get, both = ("GET",), ("GET", "POST")
         self._fixed: dict[str, tuple[str, tuple[str, ...], Handler]] = {
@@ -185,7 +184,9 @@ class ProtocolV2:
         kind = exchange.header(b"content-type")
         with self._service.lease() as lease:
             body = await read_body(exchange.scope, exchange.receive, lease, self._settings)
-            request, wire = await _run(_work(body, length), parse_body, body, length, kind, query, self._settings)
+            request, wire = await self._work.run(
+                _json_bytes(body, length), parse_body, body, length, kind, query, self._settings
+            )
             exchange.adopt_id(clean_id(request.id, exchange.request_id))
             request = replace(
                 request,
@@ -205,7 +206,7 @@ class ProtocolV2:
             kind = b"application/octet-stream"
             headers.append((b"inference-header-content-length", str(json_size).encode()))
         if encoding := choose_encoding(exchange.header(b"accept-encoding"), len(body)):
-            body = await _run(len(body), deflate, body, encoding)
+            body = await self._work.run(len(body), deflate, body, encoding)
             headers += [(b"content-encoding", encoding.encode()), (b"vary", b"Accept-Encoding")]
         await exchange.respond(200, body, headers, kind)
 
@@ -226,12 +227,7 @@ def _query(exchange: Exchange) -> dict[str, Any]:
         raise RequestError(f"address: expected a query of name=value pairs, got: {error}") from error
 
 
-def _work(body: bytes, header_length: str) -> int:
+def _json_bytes(body: bytes, header_length: str) -> int:
     """JSON to be read, in bytes; binary tensors behind it are at most copied, which is far less."""
     is_binary = header_length.isdecimal() and len(header_length) < 12
     return max(int(header_length), len(body) // 16) if is_binary else len(body)
-
-
-async def _run(num_bytes: int, function: Callable[..., _T], *arguments: Any) -> _T:
-    """In a thread where it is much work, here where a thread would cost more."""
-    return await asyncio.to_thread(function, *arguments) if num_bytes > _INLINE_BYTES else function(*arguments)
