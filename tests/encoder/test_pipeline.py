@@ -106,7 +106,7 @@ def test_memory_is_flat_over_ten_thousand_pictures(monkeypatch):
     """Counts the prepared pictures alive at once; the bound does not depend on their number."""
     lock = threading.RLock()
     alive = most = 0
-    original = pipeline._prepare
+    original = pipeline.prepare_picture
 
     def counted(*arguments):
         nonlocal alive, most
@@ -127,7 +127,7 @@ def test_memory_is_flat_over_ten_thousand_pictures(monkeypatch):
             time.sleep(0.0005)
             return np.repeat(np.eye(1, 4, dtype=np.float32), len(pixels), axis=0)
 
-    monkeypatch.setattr(pipeline, "_prepare", counted)
+    monkeypatch.setattr(pipeline, "prepare_picture", counted)
     picture = np.zeros((8, 8, 3), dtype=np.uint8)
     got = encode_stream([picture] * 10_000, Slow(embed_dim=4, image_size=(8, 8), batch_size=8))
     assert got.features.shape == (10_000, 4)
