@@ -1,5 +1,6 @@
 """Ports, the limit of open files, systemd's socket, and bundles that changed."""
 
+import asyncio
 import os
 import resource
 import shutil
@@ -19,6 +20,27 @@ def test_a_free_port_is_found_and_accepts():
         place = listener.getsockname()
         assert address_of("http", listener) == f"http://127.0.0.1:{place[1]}"
         socket.create_connection(place, timeout=5).close()
+
+
+def test_small_replies_are_not_held_back():
+    """Nagle's algorithm made a reply in two writes wait 40 ms for the client's delayed acknowledgement."""
+    (listener,) = open_listener("127.0.0.1", 0, "http_port")
+
+    async def accepted_option():
+        option = asyncio.get_running_loop().create_future()
+
+        def accept(_reader, writer):
+            option.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        async with await asyncio.start_server(accept, sock=listener):
+            _, writer = await asyncio.open_connection(*listener.getsockname())
+            found = await asyncio.wait_for(option, 10)
+            writer.close()
+            await writer.wait_closed()
+        return found
+
+    assert asyncio.run(accepted_option()) != 0
 
 
 def test_a_name_of_several_addresses_listens_at_one_port(monkeypatch):

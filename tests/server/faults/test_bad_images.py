@@ -17,8 +17,12 @@ FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "GIF", "BMP", "PPM")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory, seed):
     with Server(tmp_path_factory.mktemp("server"), "--max-pixels", "1000000") as found:
+        # Damage in a header makes sizes up to the limit, each in the arena of the thread that decodes it, and libraries
+        # load for formats not seen before. That costs once; what a test may not do is make it grow.
+        _send_damaged(found, np.random.default_rng((seed, 0)))
+        found.wait_idle()
         yield found
 
 
@@ -104,15 +108,19 @@ def test_one_pixel_is_a_picture(server):
         assert server.classify(_encoded((1, 1), name))["label"], name
 
 
-@pytest.mark.usefixtures("unharmed")
-def test_random_damage_is_never_a_fault_of_the_server(server, seed):
-    rng = np.random.default_rng(seed)
+def _send_damaged(server, rng, rounds=40):
+    """Pictures of every format with four bytes of their first 400 replaced; each is answered or refused."""
     whole = [_encoded((24, 24), name) for name in FORMATS]
-    for _ in range(40):
+    for _ in range(rounds):
         pictures = []
         for each in whole:
             data = np.frombuffer(each, np.uint8).copy()
             data[rng.integers(0, min(len(data), 400), 4)] = rng.integers(0, 256, 4)
             pictures.append(data.tobytes())
         status, body = _json_classify(server, pictures)
-        assert status in (200, 400, 413), (seed, status, body)
+        assert status in (200, 400, 413), (status, body)
+
+
+@pytest.mark.usefixtures("unharmed")
+def test_random_damage_is_never_a_fault_of_the_server(server, seed):
+    _send_damaged(server, np.random.default_rng((seed, 1)))
