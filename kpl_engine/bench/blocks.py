@@ -3,7 +3,8 @@
 A series of n values is cut into at most 1,024 segments, each the sum of its values. Blocks of b neighbouring segments,
 starting anywhere and wrapping round, are drawn with replacement until as long as the series (the circular form, which
 weighs every value equally). Up to 1,024 values a segment is one value and this is the textbook method; above, a block
-is never shorter than n / 1024 values, which costs little: 1,024 pieces tell a spread to 1 / sqrt(2 * 1024) = 2 %. So time and memory do not grow with n, but for one pass over the values.
+is never shorter than n / 1024 values, which costs little: 1,024 pieces tell a spread to 1 / sqrt(2 * 1024) = 2 %. So
+time and memory do not grow with n, but for one pass over the values.
 
 Sources: Künsch, Ann. Statist. 17 (1989) 1217; Politis and Romano (1992) on the circular form; the block length is the
 rule of Politis and White, Econometric Reviews 23 (2004) 53, as corrected by Patton, Politis and White, 28 (2009) 372.
@@ -78,7 +79,7 @@ def block_length(series: Float64) -> int:
     slope = 2.0 * float((weights * lags) @ covariances[lags])
     if slope <= 0.0 or spread <= 0.0:  # neighbours differ more than strangers do: single draws are too wide, not narrow
         return 1
-    rule = (1.5 * (slope / spread) ** 2 * count) ** (1.0 / 3.0)
+    rule: float = (1.5 * (slope / spread) ** 2 * count) ** (1.0 / 3.0)
     return min(math.ceil(2.0 * rule), count)
 
 
