@@ -1,0 +1,288 @@
+"""One run of MLCommons LoadGen over a target."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kpl_engine.bench.loadgen_logs import SUMMARY, TRACE, Summary, Trace, read_summary, read_trace
+from kpl_engine.bench.settings import ScenarioName
+from kpl_engine.bench.targets import ANSWERED, BROKEN, TIMED_OUT, Target
+from kpl_engine.errors import ConfigError, MissingExtraError
+
+__all__ = ["MULTI_STREAM_PICTURES", "Outcome", "Plan", "import_loadgen", "run_load"]
+
+MULTI_STREAM_PICTURES = 8  # MLPerf's rules
+PERCENTILE = {"SingleStream": 0.90, "MultiStream": 0.99, "Server": 0.99}  # MLPerf's rules
+_MOST_QUERIES = 5_000_000  # LoadGen makes and keeps them all before it begins
+_IN_A_ROW = 20  # queries without an answer, one after the other: nobody is there
+_PAUSE_S = 0.01  # of a closed loop after a failure: hammering would measure refusals
+_LEAST_OUTSTANDING = 256
+_SLACK_S = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What LoadGen is told.
+
+    Parameters
+    ----------
+    scenario : str
+    duration_s : float
+    num_samples : int
+        Pictures it draws from.
+    seed : int
+    expected_ms : float
+        Of a query of the streams.
+    rate : float
+        ``Server``: queries a second; ``Offline``: pictures a second expected.
+    latency_bound_ms : float
+        Of ``Server``.
+    """
+
+    scenario: ScenarioName
+    duration_s: float
+    num_samples: int
+    seed: int
+    expected_ms: float = 1.0
+    rate: float = 1.0
+    latency_bound_ms: float = 15.0
+
+    def __post_init__(self) -> None:
+        if self.num_planned > _MOST_QUERIES:
+            raise ConfigError(
+                f"{self.scenario}: {self.rate:g}/s for {self.duration_s:g} s are {self.num_planned:,} queries, and "
+                f"LoadGen keeps them all in memory; expected at most {_MOST_QUERIES:,}: a lower rate or a shorter run"
+            )
+
+    @property
+    def num_planned(self) -> int:
+        """Queries (``Offline``: pictures) that LoadGen makes beforehand."""
+        is_stream = self.scenario in ("SingleStream", "MultiStream")
+        return math.ceil(self.duration_s * (1e3 / self.expected_ms if is_stream else self.rate))
+
+    @property
+    def most_outstanding(self) -> int:
+        """``Server`` ends early with more unanswered queries than this.
+
+        Ten bounds of arrivals wait only where the average is far over the bound; and with more than 1 % missed no
+        run is valid, so 2 % leave the verdict as it is.
+        """
+        waiting = 10 * self.rate * self.latency_bound_ms / 1e3
+        return max(_LEAST_OUTSTANDING, math.ceil(waiting + 0.02 * self.num_planned))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a run. ``summary`` is None where it was given up; ``error`` says why it ended early, or is ""."""
+
+    summary: Summary | None
+    trace: Trace  # of the queries that were answered
+    num_issued: int
+    num_failed: int
+    codes: dict[str, int]
+    error: str
+
+
+def import_loadgen() -> Any:
+    """The module; `MissingExtraError` without it."""
+    try:
+        import mlperf_loadgen
+    except ImportError:
+        raise MissingExtraError("mlcommons-loadgen", "bench", "running MLPerf's scenarios") from None
+    return mlperf_loadgen
+
+
+def run_load(plan: Plan, target: Target, folder: Path, tick: Callable[[float], None] = lambda _share: None) -> Outcome:
+    """Run LoadGen until it ends, or until nobody answers any more.
+
+    LoadGen cannot be stopped from outside. Where the target has died the run is given up and LoadGen's thread stays
+    behind, waiting: the process is good for nothing but to report and end (`Outcome.summary` is None).
+
+    Parameters
+    ----------
+    folder : Path
+        Where LoadGen writes its logs; what was measured is in them at any time, whatever becomes of this process.
+    tick : callable
+        Told the share of the duration that has passed, about once a second.
+    """
+    lg = import_loadgen()
+    issuer = _Issuer(plan, target, lg)
+    settings, logs = _test_settings(lg, plan), _log_settings(lg, folder)
+    sut = lg.ConstructSUT(issuer.issue, issuer.flush)
+    samples = lg.ConstructQSL(plan.num_samples, plan.num_samples, _nothing, _nothing)
+    ended: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            lg.StartTestWithLogSettings(sut, samples, settings, logs)
+        except BaseException as error:
+            ended.append(error)
+        else:
+            ended.append(None)
+        issuer.over.set()
+
+    threading.Thread(target=run, name="loadgen", daemon=True).start()
+    _wait(issuer, plan, tick)
+    if not ended:
+        return issuer.outcome(None, read_trace(folder / TRACE))
+    issuer.close()
+    lg.DestroyQSL(samples)
+    lg.DestroySUT(sut)
+    if ended[0] is not None:
+        raise ended[0]
+    return issuer.outcome(read_summary((folder / SUMMARY).read_text()), read_trace(folder / TRACE))
+
+
+def _wait(issuer: _Issuer, plan: Plan, tick: Callable[[float], None]) -> None:
+    started = monotonic()
+    limit_s = 4 * plan.duration_s + _SLACK_S
+    while not issuer.over.wait(1.0):
+        passed = monotonic() - started
+        tick(min(passed / plan.duration_s, 1.0))
+        if passed > limit_s:
+            issuer.give_up(f"LoadGen did not end within {limit_s:.0f} s")
+
+
+class _Issuer:
+    """What LoadGen calls with queries, and what the target calls with their ends.
+
+    LoadGen knows no failure: a query is complete, or it is waited for. An unanswered one of ``Server`` is completed
+    late, so that LoadGen's own verdict counts it as missed: when all are issued and its bound has passed. Until then
+    it is outstanding, and too many of those end the run early (`Plan.most_outstanding`), so that an impossible rate
+    takes no longer than a possible one.
+    """
+
+    def __init__(self, plan: Plan, target: Target, lg: Any) -> None:
+        self._plan, self._target, self._lg = plan, target, lg
+        self._is_open_loop = plan.scenario == "Server"
+        self._codes: list[str] = []  # appending is atomic, and this is called from several threads
+        self._failed: list[int] = []  # numbers of queries
+        self._num_issued = 0
+        self._in_a_row = 0
+        self._error = ""
+        self._outstanding_at_end = 0
+        self._late: SimpleQueue[tuple[float, list[int]] | None] = SimpleQueue()
+        self._is_issued = threading.Event()
+        self.over = threading.Event()
+        self._releasing = threading.Thread(target=self._release, name="kpl-late", daemon=True)
+        self._releasing.start()
+
+    def issue(self, samples: Any) -> None:
+        """LoadGen's thread. The scheduled time of the next query does not wait for more than this."""
+        number = self._num_issued
+        self._num_issued += 1
+        ids, indices = [each.id for each in samples], [each.index for each in samples]
+        if self._plan.scenario != "Offline":
+            self._target.submit(indices, partial(self._done, number, ids))
+            return
+        most = self._target.most_at_once
+        for begin in range(0, len(ids), most):
+            part = slice(begin, begin + most)
+            self._target.submit(indices[part], partial(self._done, number, ids[part]))
+
+    def flush(self) -> None:
+        """LoadGen has issued its last query."""
+        self._outstanding_at_end = self._num_issued - (len(self._codes) - len(self._failed))
+        self._is_issued.set()
+
+    def _done(self, number: int, ids: list[int], code: str) -> None:
+        self._codes.append(code)
+        if code in ANSWERED:
+            self._in_a_row = 0
+            self._complete(ids)
+            return
+        self._failed.append(number)
+        self._in_a_row += 1
+        if self._in_a_row >= _IN_A_ROW and (not self._is_open_loop or code in (BROKEN, TIMED_OUT)):
+            self.give_up(f"{self._in_a_row} queries in a row had no answer, the last: {code}")
+        elif not self._error:
+            pause_s = self._plan.latency_bound_ms / 1e3 if self._is_open_loop else _PAUSE_S
+            self._late.put((monotonic() + pause_s, ids))
+
+    def _complete(self, ids: Sequence[int]) -> None:
+        response = self._lg.QuerySampleResponse
+        self._lg.QuerySamplesComplete([response(each, 0, 0) for each in ids])
+
+    def _release(self) -> None:
+        while (late := self._late.get()) is not None:
+            if self._is_open_loop:
+                self._is_issued.wait()
+            sleep(max(late[0] - monotonic(), 0.0))
+            self._complete(late[1])
+
+    def give_up(self, why: str) -> None:
+        """Wait for LoadGen no longer."""
+        self._error = self._error or why
+        self.over.set()
+
+    def close(self) -> None:
+        """LoadGen has ended: nothing is late any more."""
+        self._is_issued.set()
+        self._late.put(None)
+        self._releasing.join()
+
+    def outcome(self, summary: Summary | None, trace: Trace) -> Outcome:
+        """What came of it."""
+        failed: npt.NDArray[np.int64] = np.array(self._failed, dtype=np.int64)
+        error = self._error or self._why_early(trace)
+        is_offline = self._plan.scenario == "Offline"  # one query: a failed part of it leaves the others
+        kept = trace if is_offline else trace.without(failed)
+        return Outcome(summary, kept, self._num_issued, len(failed), dict(Counter(self._codes)), error)
+
+    def _why_early(self, trace: Trace) -> str:
+        plan = self._plan
+        if not self._is_open_loop or self._outstanding_at_end <= plan.most_outstanding:
+            return ""
+        issued_s = float(np.ptp(trace.begin_ns)) / 1e9 if len(trace.query) else 0.0
+        return (
+            f"{plan.rate:g} queries/s are more than this takes: after {issued_s:.1f} s of {plan.duration_s:g} s "
+            f"{self._outstanding_at_end} queries had no answer, so the run was ended there; "
+            "choose a lower target rate"
+        )
+
+
+def _nothing(_indices: Any) -> None:
+    """Pictures are in memory before LoadGen asks for them."""
+
+
+def _test_settings(lg: Any, plan: Plan) -> Any:
+    settings = lg.TestSettings()
+    settings.scenario = getattr(lg.TestScenario, plan.scenario)
+    settings.mode = lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = round(plan.duration_s * 1e3)
+    settings.max_duration_ms = 0
+    settings.min_query_count = 1  # how many are enough is what early stopping judges
+    for number, name in enumerate(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), 1):
+        setattr(settings, name, int(np.random.SeedSequence((plan.seed, number)).generate_state(1, np.uint64)[0]))
+    settings.single_stream_target_latency_percentile = PERCENTILE["SingleStream"]
+    settings.multi_stream_target_latency_percentile = PERCENTILE["MultiStream"]
+    settings.server_target_latency_percentile = PERCENTILE["Server"]
+    settings.multi_stream_samples_per_query = MULTI_STREAM_PICTURES
+    settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = round(
+        plan.expected_ms * 1e6
+    )
+    settings.server_target_latency_ns = round(plan.latency_bound_ms * 1e6)
+    settings.server_target_qps = settings.offline_expected_qps = plan.rate
+    settings.server_max_async_queries = plan.most_outstanding if plan.scenario == "Server" else 0
+    return settings
+
+
+def _log_settings(lg: Any, folder: Path) -> Any:
+    logs, output = lg.LogSettings(), lg.LogOutputSettings()
+    output.outdir = str(folder)
+    output.copy_summary_to_stdout = False
+    logs.log_output = output
+    logs.enable_trace = True  # the only place with the latency of each query
+    return logs
