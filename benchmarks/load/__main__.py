@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .doors import Door, GrpcDoor, HttpDoor
+from kpl_engine.bench.doors import Door, GrpcDoor, HttpDoor
+
 from .loops import closed_loop, open_loop
 from .payloads import PayloadSet
 

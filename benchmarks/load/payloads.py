@@ -4,49 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .doors import Answer
+from kpl_engine.bench import messages
+from kpl_engine.bench.doors import Answer
+from kpl_engine.bench.messages import Input, bytes_element, http_request
 
 Parameters = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Input:
-    """One input tensor: its raw little-endian bytes, as both doors carry them."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    raw: bytes
-
-
 def bytes_input(name: str, elements: Sequence[bytes]) -> Input:
     """A BYTES tensor: each element behind its length in four bytes."""
-    raw = b"".join(len(each).to_bytes(4, "little") + each for each in elements)
+    raw = b"".join(bytes_element(each) for each in elements)
     return Input(name, "BYTES", (len(elements),), raw)
 
 
 def pixels_input(name: str, pixels: npt.NDArray[np.uint8]) -> Input:
     """(n, h, w, 3) uint8."""
     return Input(name, "UINT8", tuple(pixels.shape), np.ascontiguousarray(pixels).tobytes())
-
-
-def http_body(tensor: Input, parameters: Parameters) -> tuple[bytes, int]:
-    """A binary request of the v2 protocol and the length of its JSON."""
-    described = {
-        "name": tensor.name,
-        "datatype": tensor.datatype,
-        "shape": list(tensor.shape),
-        "parameters": {"binary_data_size": len(tensor.raw)},
-    }
-    header = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True, **parameters}}).encode()
-    return header + tensor.raw, len(header)
 
 
 def grpc_body(model: str, tensor: Input, parameters: Parameters) -> bytes:
@@ -92,7 +71,7 @@ class PayloadSet:
         headers: list[int | None] = []
         for i, (tensor, expected) in enumerate(requests):
             if door == "http":
-                body, length = http_body(tensor, parameters)
+                body, length = http_request(tensor, parameters)
                 headers.append(length)
             else:
                 body = grpc_body(model, tensor, parameters)
@@ -122,16 +101,8 @@ class PayloadSet:
 
 
 def read_http(answer: Answer, output: str) -> npt.NDArray[np.float32]:
-    """One FP32 output of a binary reply, or of one in JSON."""
-    header = json.loads(answer.body[: answer.header_bytes])
-    start = answer.header_bytes or 0
-    for each in header["outputs"]:
-        size = each.get("parameters", {}).get("binary_data_size")
-        if each["name"] == output:
-            raw = each["data"] if size is None else np.frombuffer(answer.body[start : start + size], "<f4")
-            return np.asarray(raw, np.float32).reshape(each["shape"])
-        start += size or 0
-    raise KeyError(output)
+    """One FP32 output of a reply."""
+    return np.asarray(messages.read_http(answer)[0][output], np.float32)
 
 
 def read_grpc(answer: Answer, output: str) -> npt.NDArray[np.float32]:

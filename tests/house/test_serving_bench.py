@@ -12,6 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kpl_engine.bench.doors import Answer, HttpDoor
+from kpl_engine.bench.messages import http_request
+
 ROOT = Path(__file__).parents[2]
 SERVICE_S = 0.01
 
@@ -20,7 +23,6 @@ SERVICE_S = 0.01
 def load(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import load.client
-    import load.doors
     import load.loops
     import load.outcomes
     import load.payloads
@@ -89,7 +91,7 @@ class SlowServer:
 
 
 def http_send(load, port, codes=None):
-    door = load.doors.HttpDoor("127.0.0.1", port, "/infer")
+    door = HttpDoor("127.0.0.1", port, "/infer")
 
     async def send(index):
         answer = await door.send(b"x" * 1000, None)
@@ -238,20 +240,20 @@ def test_wrong_answers_are_found(load, rows, tmp_path, door, reply):
     payloads.PayloadSet.write(tmp_path, door, "lung", [(tensor, rows)], "probabilities", 1e-6, {"mode": "frozen"})
     known = payloads.PayloadSet(tmp_path)
     code = "200" if door == "http" else "OK"
-    good = load.doors.Answer(code, *reply(rows, b"\x02\0\0\0ok"))
+    good = Answer(code, *reply(rows, b"\x02\0\0\0ok"))
     assert known.is_right(0, good)
     off = rows.copy()
     off[2, 3] += 1e-4
-    assert not known.is_right(0, load.doors.Answer(code, *reply(off)))
-    assert not known.is_right(0, load.doors.Answer(code, *reply(rows[:2])))
-    assert not known.is_right(0, load.doors.Answer(code, b"{}", None))
+    assert not known.is_right(0, Answer(code, *reply(off)))
+    assert not known.is_right(0, Answer(code, *reply(rows[:2])))
+    assert not known.is_right(0, Answer(code, b"{}", None))
 
 
 def test_requests_are_those_of_the_protocol(load, tmp_path):
     from tritonclient.grpc import service_pb2
 
     tensor = load.payloads.bytes_input("image", [b"abc", b""])
-    body, length = load.payloads.http_body(tensor, {"mode": "frozen"})
+    body, length = http_request(tensor, {"mode": "frozen"})
     header = json.loads(body[:length])
     assert body[length:] == b"\x03\0\0\0abc\0\0\0\0"
     assert header["inputs"][0]["shape"] == [2]
