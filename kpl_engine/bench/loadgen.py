@@ -6,7 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from kpl_engine.bench.loadgen_logs import SUMMARY, TRACE, Summary, Trace, read_summary, read_trace
+from kpl_engine.bench.loadgen_logs import (
+    DETAIL,
+    SUMMARY,
+    TRACE,
+    Summary,
+    Trace,
+    read_complaints,
+    read_summary,
+    read_trace,
+)
 from kpl_engine.bench.settings import ScenarioName
 from kpl_engine.bench.targets import ANSWERED, BROKEN, TIMED_OUT, Target
 from kpl_engine.errors import ConfigError, MissingExtraError
@@ -28,7 +37,7 @@ PERCENTILE = {"SingleStream": 0.90, "MultiStream": 0.99, "Server": 0.99}  # MLPe
 _MOST_QUERIES = 5_000_000  # LoadGen makes and keeps them all before it begins
 _IN_A_ROW = 20  # queries without an answer, one after the other: nobody is there
 _PAUSE_S = 0.01  # of a closed loop after a failure: hammering would measure refusals
-_LEAST_OUTSTANDING = 256
+_LEAST_OUTSTANDING, _MOST_OUTSTANDING = 256, 20_000  # these are to be answered, or refused, after the end
 _SLACK_S = 60.0
 
 
@@ -80,7 +89,7 @@ class Plan:
         run is valid, so 2 % leave the verdict as it is.
         """
         waiting = 10 * self.rate * self.latency_bound_ms / 1e3
-        return max(_LEAST_OUTSTANDING, math.ceil(waiting + 0.02 * self.num_planned))
+        return min(max(_LEAST_OUTSTANDING, math.ceil(waiting + 0.02 * self.num_planned)), _MOST_OUTSTANDING)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +151,10 @@ def run_load(plan: Plan, target: Target, folder: Path, tick: Callable[[float], N
     lg.DestroySUT(sut)
     if ended[0] is not None:
         raise ended[0]
-    return issuer.outcome(read_summary((folder / SUMMARY).read_text()), read_trace(folder / TRACE))
+    summary = read_summary((folder / SUMMARY).read_text())
+    complaints = read_complaints((folder / DETAIL).read_text(errors="replace"))
+    summary = replace(summary, reasons=(*summary.reasons, *complaints))
+    return issuer.outcome(summary, read_trace(folder / TRACE))
 
 
 def _wait(issuer: _Issuer, plan: Plan, tick: Callable[[float], None]) -> None:
@@ -247,8 +259,8 @@ class _Issuer:
             return ""
         issued_s = float(np.ptp(trace.begin_ns)) / 1e9 if len(trace.query) else 0.0
         return (
-            f"{plan.rate:g} queries/s are more than this takes: after {issued_s:.1f} s of {plan.duration_s:g} s "
-            f"{self._outstanding_at_end} queries had no answer, so the run was ended there; "
+            f"{plan.rate:g} queries/s are more than this takes: of those due in the first {issued_s:.1f} s (of "
+            f"{plan.duration_s:g} s) {self._outstanding_at_end} had no answer, so the run was ended there; "
             "choose a lower target rate"
         )
 

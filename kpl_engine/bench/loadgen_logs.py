@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["SUMMARY", "TRACE", "Summary", "Trace", "read_summary", "read_trace"]
+__all__ = ["DETAIL", "SUMMARY", "TRACE", "Summary", "Trace", "read_complaints", "read_summary", "read_trace"]
 
-SUMMARY, TRACE = "mlperf_log_summary.txt", "mlperf_log_trace.json"
+DETAIL, SUMMARY, TRACE = "mlperf_log_detail.txt", "mlperf_log_summary.txt", "mlperf_log_trace.json"
+_LINE = ":::MLLOG "
 _VERDICT = re.compile(r"^Result is : (\w+)", re.MULTILINE)
 _NUMBER = re.compile(r"^([^:\n*]+?)[ \t]*:[ \t]+(\S.*)$", re.MULTILINE)
 # One event a sample, written when it is complete. The file as a whole is not JSON (keys in two pairs of quotes), and
@@ -88,6 +90,17 @@ def _number(text: str) -> float | str:
         return float(text)
     except ValueError:
         return text.strip()
+
+
+def read_complaints(text: str) -> list[str]:
+    """Warnings and errors of ``mlperf_log_detail.txt``, which the summary only counts."""
+    found = []
+    for line in text.splitlines():
+        if line.startswith(_LINE) and ('"is_warning": true' in line or '"is_error": true' in line):
+            entry = json.loads(line[len(_LINE) :])
+            kind = "error" if entry["metadata"]["is_error"] else "warning"
+            found.append(f"{kind} of LoadGen: {entry['value']}")
+    return found
 
 
 def read_trace(path: Path) -> Trace:
