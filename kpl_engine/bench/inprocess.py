@@ -104,10 +104,9 @@ class ServiceTarget:
         return reply.classification.probabilities
 
     def close(self) -> None:
-        """End the thread, then the service."""
+        """End the thread; the service is its owner's."""
         self._queue.put(None)
         self._thread.join()
-        self._service.close()
 
     def _work(self) -> None:
         while (query := self._queue.get()) is not None:

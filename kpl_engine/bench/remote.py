@@ -102,16 +102,17 @@ class RemoteTarget:
     ----------
     model : ServerModel
     payloads : Payloads
-    at_once : int
+    at_once : int, optional
         Requests under way; the others wait here, and the wait counts. A closed scenario sends few: the server's own
-        limit must not refuse what the client could hold back.
+        limit must not refuse what the client could hold back. None: as many as there are connections, 512.
     patience_s : float
     """
 
     def __init__(
-        self, model: ServerModel, payloads: Payloads, at_once: int = _MOST_CONNECTIONS, patience_s: float = 30.0
+        self, model: ServerModel, payloads: Payloads, at_once: int | None = None, patience_s: float = 30.0
     ) -> None:
-        self._model, self._payloads, self._at_once, self._patience_s = model, payloads, at_once, patience_s
+        self._model, self._payloads, self._patience_s = model, payloads, patience_s
+        self._at_once = at_once or _MOST_CONNECTIONS
         raise_open_files()
         self._single = [model.request(payloads.of_query([i])) for i in range(len(payloads.rows))]
         self._loop = asyncio.new_event_loop()
@@ -134,6 +135,11 @@ class RemoteTarget:
     def answer_of(self, indices: Sequence[int]) -> npt.NDArray[Any]:
         outputs, _ = self.ask(indices, ("probabilities",))
         return np.asarray(outputs["probabilities"])
+
+    def features_of(self, indices: Sequence[int]) -> npt.NDArray[Any]:
+        """The server's features (n, d) of these pictures."""
+        outputs, _ = self.ask(indices, ("embedding",))
+        return np.asarray(outputs["embedding"])
 
     def ask(self, indices: Sequence[int], outputs: Sequence[str]) -> tuple[dict[str, Rows], dict[str, Any]]:
         """The decoded answer of one request; `ServiceError` where there is none."""

@@ -1,8 +1,7 @@
-"""A target made ready in a scenario's own process: bundle, samples, what its answers must be, and how it warms up."""
+"""A target made ready in a scenario's own process: samples, what their answers must be, and who answers them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +13,7 @@ from kpl_engine.bench.checking import Reference, prepare_frozen
 from kpl_engine.bench.inprocess import EngineTarget, ServiceTarget
 from kpl_engine.bench.records import Check
 from kpl_engine.bench.remote import Payloads, RemoteTarget
-from kpl_engine.bench.samples import Samples, make_samples
+from kpl_engine.bench.samples import make_samples
 from kpl_engine.bench.server_model import find_model
 from kpl_engine.bench.settings import BenchSettings
 from kpl_engine.bench.targets import Target
@@ -34,6 +33,9 @@ _LEAST_PATIENCE_S, _BOUNDS_OF_PATIENCE, _STREAM_PATIENCE_S = 2.0, 20.0, 60.0
 class Session:
     """Open until left.
 
+    The engine that says what is right is closed before another one, or the batcher, is opened to be measured: the
+    first call of that one is a first call.
+
     Parameters
     ----------
     settings : BenchSettings
@@ -45,7 +47,9 @@ class Session:
     Attributes
     ----------
     target : Target
+    samples : Samples
     notes : list of str
+    rng : Generator
     """
 
     def __init__(self, settings: BenchSettings, scenario: str, folder: Path) -> None:
@@ -54,88 +58,71 @@ class Session:
         self.rng = np.random.default_rng(settings.seed)
         self._stack = ExitStack()
         try:
-            self._engine, self.samples = self._open_engine(folder)
-            self.target: Target = self._open_target()
-            self._stack.callback(self.target.close)
+            with Engine.load(settings.bundle, settings.device) as engine:
+                self.samples = make_samples(settings, engine)
+                if settings.url is None:
+                    bundle = self._bundle(engine, folder)
+                    self._reference = Reference(engine, self.samples, settings)
+                else:
+                    self.target: Target = self._open_remote(engine)
+            if settings.url is None:
+                self.target = self._open_service(bundle) if scenario == "Server" else self._open_engine(bundle)
         except BaseException:
             self._stack.close()
             raise
-        self._reference: Reference | None = None
 
     def check(self) -> Check:
         """Answers of the target against the reference, on samples drawn anew each time."""
-        if self._reference is None:
-            self._reference = Reference(self._engine, self.samples, self.settings)
         return self._reference.check(self.target.answer_of)
 
-    def _open_engine(self, folder: Path) -> tuple[Engine, Samples]:
+    def _bundle(self, engine: Engine, folder: Path) -> Path:
+        """The bundle of the settings; where proxies had to be fitted, a copy that has them."""
         settings = self.settings
-        engine = self._stack.enter_context(Engine.load(settings.bundle, settings.device))
-        samples = make_samples(settings, engine)
-        if settings.url is not None:
-            return engine, samples
-        had = engine.frozen_proxies(settings.knowledge)
-        note = prepare_frozen(engine, samples, settings)
-        if note:
-            self.notes.append(note)
-        if self.scenario != "Server":
-            return engine, samples
-        bundle = settings.bundle if had is engine.frozen_proxies(settings.knowledge) else self._fitted(engine, folder)
-        self._stack.pop_all().close()  # the batcher opens its own
-        return self._open_service(bundle), samples
-
-    def _fitted(self, engine: Engine, folder: Path) -> Path:
-        base = engine.knowledge(self.settings.knowledge)
+        note = prepare_frozen(engine, self.samples, settings)
+        base = engine.knowledge(settings.knowledge)
         frozen = engine.frozen_proxies(base.name)
-        if frozen is None:
-            raise ValueError("expected fitted proxies")
-        entry = {
-            "method": frozen.method,
-            "num_images": frozen.num_images,
-            "knowledge_fingerprint": base.fingerprint,
-        }
-        path = folder / f"{model_name(self.settings.bundle)}.kpl"
-        return add_proxies(self.settings.bundle, base.name, *frozen.to_tensors(), entry, path)
+        if note is None or frozen is None:
+            return settings.bundle
+        self.notes.append(note)
+        entry = {"method": frozen.method, "num_images": frozen.num_images, "knowledge_fingerprint": base.fingerprint}
+        path = folder / settings.bundle.name
+        return add_proxies(settings.bundle, base.name, *frozen.to_tensors(), entry, path)
 
-    def _open_service(self, bundle: Path) -> Engine:
-        """Start the batcher with the settings that `kpl-engine serve` starts with; an `Engine` over its encoder."""
-        settings = complete(ServerSettings(bundles=(bundle,), device=self.settings.device))
-        models = LoadedModels(settings)
-        self._service = BatchingService(models, settings)
-        self._stack.callback(self._service.close)
-        self._service.start()
-        model = models.acquire(model_name(bundle))
-        base = model.base(self.settings.knowledge)
-        frozen = model.frozen(base.name)
-        models.release(model)
-        known: Mapping[str, Any] = {} if frozen is None else {base.name: frozen}
-        return Engine(model.lane.encoders[0], [base], frozen=known, device=self.settings.device)
-
-    def _open_target(self) -> Target:
-        settings, samples = self.settings, self.samples
-        kind, payloads = settings.input_kind, samples.payloads
-        if settings.url is not None:
-            return self._open_remote()
-        options: dict[str, Any] = {
-            "knowledge": settings.knowledge,
-            "method": settings.method,
-            "mode": settings.mode or "frozen",
-        }
-        if self.scenario == "Server":
-            return ServiceTarget(self._service, model_name(settings.bundle), kind, payloads, **options)
-        return EngineTarget(self._engine, kind, payloads, **options)
-
-    def _open_remote(self) -> Target:
+    @property
+    def _options(self) -> dict[str, Any]:
         settings = self.settings
-        model = find_model(settings, self._engine)
+        return {"knowledge": settings.knowledge, "method": settings.method, "mode": settings.mode or "frozen"}
+
+    def _open_engine(self, bundle: Path) -> Target:
+        engine = self._stack.enter_context(Engine.load(bundle, self.settings.device))
+        return EngineTarget(engine, self.settings.input_kind, self.samples.payloads, **self._options)
+
+    def _open_service(self, bundle: Path) -> Target:
+        """The batcher with the settings that `kpl-engine serve` starts with."""
+        settings = complete(ServerSettings(bundles=(bundle,), device=self.settings.device))
+        service = BatchingService(LoadedModels(settings), settings)
+        self._stack.callback(service.close)
+        service.start()
+        kind, payloads = self.settings.input_kind, self.samples.payloads
+        target = ServiceTarget(service, model_name(bundle), kind, payloads, **self._options)
+        self._stack.callback(target.close)
+        return target
+
+    def _open_remote(self, engine: Engine) -> Target:
+        """The server, whose features of the samples are what its answers are held to: it may compute otherwise."""
+        settings = self.settings
+        model = find_model(settings, engine)
         if model.address.is_loopback:
             self.notes.append("client and server share the cores of this machine")
-        if self.scenario == "Server":
-            patience_s = max(_LEAST_PATIENCE_S, _BOUNDS_OF_PATIENCE * settings.latency_bound_ms / 1e3)
-            return RemoteTarget(model, Payloads.of(settings.input_kind, self.samples.payloads), patience_s=patience_s)
-        at_once = _OFFLINE_REQUESTS if self.scenario == "Offline" else 1
+        at_once, patience_s = {
+            "Server": (None, max(_LEAST_PATIENCE_S, _BOUNDS_OF_PATIENCE * settings.latency_bound_ms / 1e3)),
+            "Offline": (_OFFLINE_REQUESTS, _STREAM_PATIENCE_S),
+        }.get(self.scenario, (1, _STREAM_PATIENCE_S))
         payloads = Payloads.of(settings.input_kind, self.samples.payloads)
-        return RemoteTarget(model, payloads, at_once, _STREAM_PATIENCE_S)
+        target = RemoteTarget(model, payloads, at_once=at_once, patience_s=patience_s)
+        self._stack.callback(target.close)
+        self._reference = Reference(engine, self.samples, settings, target.features_of)
+        return target
 
     def __enter__(self) -> Session:
         return self
