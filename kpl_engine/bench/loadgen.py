@@ -14,7 +14,6 @@ from time import monotonic, sleep
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kpl_engine.bench.loadgen_logs import (
     DETAIL,
@@ -27,7 +26,7 @@ from kpl_engine.bench.loadgen_logs import (
     read_trace,
 )
 from kpl_engine.bench.settings import ScenarioName
-from kpl_engine.bench.targets import ANSWERED, BROKEN, TIMED_OUT, Target
+from kpl_engine.bench.targets import ANSWERED, GONE, Target
 from kpl_engine.errors import ConfigError, MissingExtraError
 
 __all__ = ["MULTI_STREAM_PICTURES", "Outcome", "Plan", "import_loadgen", "run_load"]
@@ -180,8 +179,8 @@ class _Issuer:
         self._plan, self._target, self._lg = plan, target, lg
         self._is_open_loop = plan.scenario == "Server"
         self._codes: list[str] = []  # appending is atomic, and this is called from several threads
-        self._failed: list[int] = []  # numbers of queries
-        self._num_issued = 0
+        self._failed: list[range] = []  # samples, counted over the run
+        self._num_issued = self._num_samples = 0
         self._in_a_row = 0
         self._error = ""
         self._outstanding_at_end = 0
@@ -193,32 +192,30 @@ class _Issuer:
 
     def issue(self, samples: Any) -> None:
         """LoadGen's thread. The scheduled time of the next query does not wait for more than this."""
-        number = self._num_issued
-        self._num_issued += 1
         ids, indices = [each.id for each in samples], [each.index for each in samples]
-        if self._plan.scenario != "Offline":
-            self._target.submit(indices, partial(self._done, number, ids))
-            return
-        most = self._target.most_at_once
+        first = self._num_samples
+        self._num_issued += 1
+        self._num_samples += len(ids)
+        most = self._target.most_at_once if self._plan.scenario == "Offline" else len(ids)
         for begin in range(0, len(ids), most):
             part = slice(begin, begin + most)
-            self._target.submit(indices[part], partial(self._done, number, ids[part]))
+            self._target.submit(indices[part], partial(self._done, first + begin, ids[part]))
 
     def flush(self) -> None:
         """LoadGen has issued its last query."""
         self._outstanding_at_end = self._num_issued - (len(self._codes) - len(self._failed))
         self._is_issued.set()
 
-    def _done(self, number: int, ids: list[int], code: str) -> None:
+    def _done(self, first: int, ids: list[int], code: str) -> None:
         self._codes.append(code)
         if code in ANSWERED:
             self._in_a_row = 0
             self._complete(ids)
             return
-        self._failed.append(number)
+        self._failed.append(range(first, first + len(ids)))
         self._in_a_row += 1
-        if self._in_a_row >= _IN_A_ROW and (not self._is_open_loop or code in (BROKEN, TIMED_OUT)):
-            self.give_up(f"{self._in_a_row} queries in a row had no answer, the last: {code}")
+        if self._in_a_row >= _IN_A_ROW and (not self._is_open_loop or code in GONE):
+            self.give_up(f"{self._in_a_row} queries in a row had no answer, the last: {code}; the run was ended there")
         elif not self._error:
             pause_s = self._plan.latency_bound_ms / 1e3 if self._is_open_loop else _PAUSE_S
             self._late.put((monotonic() + pause_s, ids))
@@ -247,11 +244,11 @@ class _Issuer:
 
     def outcome(self, summary: Summary | None, trace: Trace) -> Outcome:
         """What came of it."""
-        failed: npt.NDArray[np.int64] = np.array(self._failed, dtype=np.int64)
         error = self._error or self._why_early(trace)
-        is_offline = self._plan.scenario == "Offline"  # one query: a failed part of it leaves the others
-        kept = trace if is_offline else trace.without(failed)
-        return Outcome(summary, kept, self._num_issued, len(failed), dict(Counter(self._codes)), error)
+        kept = trace.without([sample for samples in self._failed for sample in samples])
+        is_offline = self._plan.scenario == "Offline"  # its one query has failed where a part of it has
+        num_failed = int(bool(self._failed)) if is_offline else self._num_issued - len(kept.of_queries().query)
+        return Outcome(summary, kept, self._num_issued, num_failed, dict(Counter(self._codes)), error)
 
     def _why_early(self, trace: Trace) -> str:
         plan = self._plan

@@ -37,13 +37,14 @@ class Summary:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """The samples that were completed, in the order LoadGen drew them; row i of every array is one sample.
+    """The samples that were completed, in the order LoadGen issued them; row i of every array is one sample.
 
-    ``begin_ns`` is when it was due (``Server``) or its query issued, on the clock of the run, int64; ``delay_ns`` how
-    much later than that it was issued, ``latency_ns`` from ``begin_ns`` to its completion, ``query`` the number of its
-    query.
+    ``sample`` counts them from 0 over the whole run, ``query`` is the number of its query. ``begin_ns`` is when it was
+    due (``Server``) or its query issued, on the clock of the run, int64; ``delay_ns`` how much later than that it was
+    issued, ``latency_ns`` from ``begin_ns`` to its completion.
     """
 
+    sample: npt.NDArray[np.int64]
     query: npt.NDArray[np.int64]
     begin_ns: npt.NDArray[np.int64]
     delay_ns: npt.NDArray[np.int64]
@@ -55,12 +56,13 @@ class Trace:
             return self
         first = np.flatnonzero(np.diff(self.query, prepend=-1))
         latest = np.maximum.reduceat(self.latency_ns, first)
-        return Trace(self.query[first], self.begin_ns[first], self.delay_ns[first], latest)
+        return Trace(self.sample[first], self.query[first], self.begin_ns[first], self.delay_ns[first], latest)
 
-    def without(self, queries: npt.NDArray[np.int64]) -> Trace:
-        """The samples of the other queries."""
-        keeps = ~np.isin(self.query, queries)
-        return Trace(self.query[keeps], self.begin_ns[keeps], self.delay_ns[keeps], self.latency_ns[keeps])
+    def without(self, samples: npt.ArrayLike) -> Trace:
+        """All but the samples of these numbers."""
+        keeps = ~np.isin(self.sample, samples)
+        columns = (self.sample, self.query, self.begin_ns, self.delay_ns, self.latency_ns)
+        return Trace(*(column[keeps] for column in columns))
 
     @property
     def seconds(self) -> float:
@@ -113,5 +115,5 @@ def read_trace(path: Path) -> Trace:
                 parts.append(np.array(_SAMPLE.findall(b"".join(lines)), dtype=np.float64).reshape(-1, 5))
     rows = np.concatenate(parts)
     rows = rows[np.argsort(rows[:, 1], kind="stable")]
-    begin, _, query, delay, latency = (np.rint(column).astype(np.int64) for column in (rows * [1e3, 1, 1, 1, 1]).T)
-    return Trace(query, begin, delay, latency)
+    begin, sample, query, delay, latency = (np.rint(column).astype(np.int64) for column in (rows * [1e3, 1, 1, 1, 1]).T)
+    return Trace(sample, query, begin, delay, latency)

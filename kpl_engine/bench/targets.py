@@ -7,11 +7,12 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-__all__ = ["ANSWERED", "BROKEN", "TIMED_OUT", "Done", "Target"]
+__all__ = ["ANSWERED", "BROKEN", "GONE", "TIMED_OUT", "Done", "Target"]
 
 ANSWERED = frozenset({"200", "OK"})
 BROKEN = "broken"  # the connection was
 TIMED_OUT = "timed out"
+GONE = frozenset({BROKEN, TIMED_OUT, "503", "UNAVAILABLE"})  # nobody is there; 429 is somebody who is busy
 Done = Callable[[str], None]
 
 

@@ -9,6 +9,7 @@ from kpl_engine.bench.intervals import distribution
 from kpl_engine.bench.loadgen import Outcome, Plan
 from kpl_engine.bench.loadgen_logs import Trace
 from kpl_engine.bench.records import Probe, Scenario
+from kpl_engine.bench.targets import ANSWERED
 
 __all__ = ["probe_of", "speed_fields", "verdict_fields"]
 
@@ -59,11 +60,15 @@ def _notes(outcome: Outcome, plan: Plan) -> list[str]:
         notes.append(
             f"{plan.duration_s:g} s are shorter than the {_MLPERF_S:g} s MLPerf's rules ask for: not an MLPerf result"
         )
-    if outcome.num_failed and plan.scenario == "Server":
+    if outcome.num_failed and outcome.summary is not None and plan.scenario == "Server":
         notes.append(
             f"{outcome.num_failed} of {outcome.num_issued} queries had no answer; LoadGen was told of their end after "
             "the bound, so its numbers count them as missed, and ours are of the others"
         )
+    if outcome.num_failed and plan.scenario == "Offline":
+        calls = sum(outcome.codes.values())
+        answered = sum(count for code, count in outcome.codes.items() if code in ANSWERED)
+        notes.append(f"{calls - answered} of {calls} calls had no answer; the rate is of the pictures of the others")
     queries = outcome.trace.of_queries()
     if plan.scenario == "Server" and len(queries.query) >= 100:
         delay, latency = (float(np.percentile(_ms(each), 99)) for each in (queries.delay_ns, queries.latency_ns))
