@@ -19,10 +19,10 @@ from kpl_engine.engine import Engine
 from kpl_engine.errors import InputError
 from kpl_engine.imaging.sources import expand_sources
 
-__all__ = ["Samples", "make_samples"]
+__all__ = ["Samples", "make_samples", "smooth_jpeg"]
 
 _SIZE = (500, 375)  # width and height of a picture that is made: the mean of ImageNet's
-_COARSE = (16, 12)  # of the noise it is blown up from: smooth, so that it compresses and decodes as a photograph does
+_COARSE = (16, 12)  # of the noise that it is blown up from
 _QUALITY = 90
 
 
@@ -107,7 +107,7 @@ def _make(settings: BenchSettings, engine: Engine) -> _Found:
     names = [f"made-{index:04d}.jpg" for index in range(settings.num_samples)]
     files, pixels = [], []
     for name in names:
-        files.append(_smooth_jpeg(rng))
+        files.append(smooth_jpeg(rng))
         made = _prepare(files[-1], name, engine)
         if made.pixels is None:
             raise InputError(f"the encoder takes no pictures of {_SIZE[0]} x {_SIZE[1]}: {made.error}; give pictures")
@@ -120,7 +120,8 @@ def _prepare(source: Path | bytes, name: str, engine: Engine) -> Prepared:
     return prepare_picture(source, name, engine.encoder.preprocess, engine.config.decode)
 
 
-def _smooth_jpeg(rng: np.random.Generator) -> bytes:
+def smooth_jpeg(rng: np.random.Generator) -> bytes:
+    """A picture of 500 x 375 that compresses and decodes as a photograph does; the same draws give the same bytes."""
     coarse = rng.integers(0, 256, (_COARSE[1], _COARSE[0], 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize(_SIZE, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=_QUALITY)
