@@ -19,7 +19,7 @@ _MOST_CALLS, _MOST_S = 500, 10.0
 _LOOP_S, _LEAST_ANSWERS, _MOST_LOOP_S = 2.0, 64, 20.0
 _WARM_SHARE = 1 / 4  # of the answers of a closed loop that are not counted
 _PATIENCE_S = 120.0
-_LEAST_PICTURES = 64
+_LEAST_PICTURES, _MOST_PICTURES = 64, 8192
 
 
 def ask(target: Target, indices: Sequence[int]) -> float:
@@ -115,7 +115,7 @@ def closed_loop_rate(target: Target, num_samples: int, clients: int, rng: np.ran
 
 def offline_rate(target: Target, num_samples: int, single_ms: float, rng: np.random.Generator) -> float:
     """Pictures a second when all are there at once: as many as take about a second one by one, twice."""
-    count = int(np.clip(1e3 / single_ms, _LEAST_PICTURES, max(target.most_at_once, _LEAST_PICTURES)))
+    count = int(np.clip(1e3 / single_ms, _LEAST_PICTURES, _MOST_PICTURES))
     return max(_all_at_once(target, rng.integers(num_samples, size=count).tolist()) for _ in range(2))
 
 
