@@ -21,6 +21,7 @@ from kpl_engine.arrays import Float64
 from kpl_engine.bench.differences import Note, notes
 from kpl_engine.bench.quantities import Pair, pairs
 from kpl_engine.bench.records import Result
+from kpl_engine.bench.results import tells_speed
 from kpl_engine.errors import InputError
 
 __all__ = ["Comparison", "Note", "Row", "Verdict", "compare", "comparison_record", "notes"]
@@ -84,8 +85,12 @@ def compare(before: Result, after: Result, allow_other: bool = False) -> Compari
     Raises
     ------
     InputError
-        The two measured different things and ``allow_other`` is False, or they have nothing in common.
+        An answer of one was wrong, the two measured different things and ``allow_other`` is False, or they have nothing
+        in common.
     """
+    for name, result in (("before", before), ("after", after)):
+        if not tells_speed(result):
+            raise InputError(f"{name}: the run gave wrong answers, so it has no speed to compare; measure again")
     found = notes(before, after)
     others = [note.text for note in found if note.is_other]
     if others and not allow_other:

@@ -87,9 +87,7 @@ def _of_run(name: str, result: Result) -> Iterator[Note]:
         yield Note(f"{name}: the run is not complete ({result.get('error', result['status'])})")
     for each in result.get("scenarios", ()):
         scenario = each["scenario"]
-        if not each.get("is_speed_told", True):
-            yield Note(f"{name}: {scenario} gave wrong answers, so it has no speed")
-        elif not each.get("is_valid", True):
+        if not each.get("is_valid", True):
             yield Note(f"{name}: LoadGen calls {scenario} invalid")
         busy = each.get("resources", {}).get("other_cores", 0.0)
         if busy > _BUSY_CORES:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from kpl_engine.bench.fields import check_fields
-from kpl_engine.bench.records import FORMAT, Result
+from kpl_engine.bench.records import FORMAT, Result, Scenario
 from kpl_engine.bundle.swap import fsync_folder
 from kpl_engine.errors import InputError, KplError
 from kpl_engine.strict_json import StrictJsonError, parse_strict
 
-__all__ = ["MAX_BYTES", "check_writable", "read_result", "write_result"]
+__all__ = ["MAX_BYTES", "check_writable", "read_result", "tells_speed", "without_speed", "write_result"]
 
 MAX_BYTES = 64 << 20  # the fullest result, with 20,000 latencies of each kind, has about 6 MB
+_NOT_SPEED = Result.__optional_keys__ - {"scenarios", "probes", "peak_qps", "batches", "stages", "cold_start"}
+_NOT_SPEED_OF_SCENARIO = {"scenario", "how", "is_speed_told", "check_before", "check_after", "error", "notes"}
 
 
 def check_writable(path: Path) -> None:
@@ -86,6 +88,21 @@ def read_result(path: Path) -> Result:
     except (StrictJsonError, InputError) as error:
         raise InputError(f"cannot read the result {str(path)!r}: {error}") from error
     return cast(Result, value)
+
+
+def tells_speed(result: Result) -> bool:
+    """False where an answer was wrong: such a run has no speed, whatever was measured."""
+    return result["status"] != "wrong" and all(each.get("is_speed_told", True) for each in result.get("scenarios", ()))
+
+
+def without_speed(result: Result) -> Result:
+    """What is left to tell of a run with wrong answers: what it was, and which answers were wrong."""
+    told = cast(Result, {key: value for key, value in result.items() if key in _NOT_SPEED})
+    told["scenarios"] = [
+        cast(Scenario, {key: value for key, value in each.items() if key in _NOT_SPEED_OF_SCENARIO})
+        for each in result.get("scenarios", ())
+    ]
+    return told
 
 
 def _read(path: Path) -> bytes:
