@@ -29,7 +29,7 @@ class Axis:
         low, here, high = (_bent(each, self.law) for each in (self.low, inside, self.high))
         return self.start + (self.end - self.start) * (here - low) / (high - low)
 
-    def ticks(self, most: int = 6) -> list[float]:
+    def ticks(self, most: int = 5) -> list[float]:
         """Round values within the axis, at most ``most``."""
         if self.law == "logit":
             return [each for each in _LOGIT_TICKS if self.low <= each <= self.high]

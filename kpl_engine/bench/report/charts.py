@@ -15,7 +15,7 @@ from kpl_engine.bench.report.words import number, share
 __all__ = ["batch_curve", "completion_curve", "latency_curve", "load_curve", "stage_bars"]
 
 _POINTS = 160
-_NAME_PX, _BAR_PX, _ROW_PX = 112.0, 150.0, 26.0
+_NAME_PX, _BAR_PX, _ROW_PX = 92.0, 132.0, 26.0
 _APART_PX = 14.0  # of two names of lines
 
 
@@ -34,7 +34,9 @@ def latency_curve(scenario: Scenario, identity: str) -> Markup:
         x, y, "ms, logarithmic", "% of queries answered within", y_ticks=[(q, f"{100 * q:g}") for q in y.ticks()]
     )
     if shown_bound is not None:
-        plot.upright(shown_bound, f"bound {number(shown_bound)} ms", "bound")
+        # The curve goes from the lower left to the upper right: there is room in the other two corners.
+        is_right = x.at(shown_bound) > (LEFT + RIGHT) / 2
+        plot.upright(shown_bound, f"bound {shown_bound:g} ms", "bound", is_top=not is_right)
     plot.steps(curve, "one")
     _mark_percentiles(plot, found, top)
     name = scenario["scenario"]
@@ -70,7 +72,7 @@ def load_curve(probes: Sequence[Probe], bound: float | None, peak: float | None,
     y = axis_over(times, BOTTOM, TOP, "log")
     plot = Plot(x, y, "offered queries a second", "ms, logarithmic")
     if bound is not None:
-        plot.level(bound, f"bound {number(bound)} ms", "bound")
+        plot.level(bound, f"bound {bound:g} ms", "bound")
     if peak is not None:
         plot.upright(peak, f"peak {number(peak)}", "peak")
     for points, kind in zip(series.values(), ("one", "two", "three"), strict=True):
@@ -111,7 +113,7 @@ def stage_bars(stages: Stages, identity: str) -> Markup:
         y = 6.0 + index * _ROW_PX
         kind = "soft" if name == "unexplained" or name in stages["runs_beside"] else "one"
         width = max(_BAR_PX * max(part, 0.0) / longest, 0.5)
-        values = f"{share(part)}{f'  p99 {tail}' if tail else ''}"
+        values = f"{share(part)}{f', p99 {tail}' if tail else ''}"
         marks.append(
             element("text", name.replace("_", " "), x=_NAME_PX - 8, y=y + 14, text_anchor="end", class_="label")
         )

@@ -68,7 +68,8 @@ def _heading(result: Result, title: str) -> list[Markup]:
         "failed": ("bad", f"Not complete: {result.get('error', 'no reason was given')}"),
         "wrong": ("bad", f"Wrong answers, so no speed is told: {result.get('error', 'see the answers below')}"),
     }[status]
-    when = f"{result['date']}, commit {result['commit']}" if result.get("commit") else result["date"]
+    date = result["date"].replace("T", " ").replace("+00:00", " UTC")
+    when = f"{date}, commit {result['commit']}" if result.get("commit") else date
     return [
         element("h1", title),
         element("p", subject_of(result)),
@@ -79,7 +80,9 @@ def _heading(result: Result, title: str) -> list[Markup]:
 
 def _parts(result: Result, is_told: bool) -> list[Markup]:
     parts = [element("section", element("h2", "Summary"), sections.summary(result), class_="panel")] if is_told else []
-    again = element("section", element("h2", "Run it again"), element("pre", result["command"]), class_="panel")
+    again = element(
+        "section", element("h2", "Run it again"), element("pre", result["command"], tabindex=0), class_="panel"
+    )
     found = [sections.scenario(each, index) for index, each in enumerate(result.get("scenarios", ()))]
     parts += [again, *found, sections.load(result), sections.stages(result), sections.batches(result)]
     parts += [sections.cold_start(result), sections.checks(result), sections.resources(result), _record(result)]

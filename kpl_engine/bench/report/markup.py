@@ -33,22 +33,16 @@ def join(children: Iterable[Content]) -> Markup:
     return Markup("".join(child if isinstance(child, Markup) else html.escape(_text(child)) for child in children))
 
 
-def table(
-    header: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str = "", is_wide: bool = True
-) -> Markup:
+def table(header: Sequence[Content], rows: Iterable[Sequence[Content]], caption: str = "") -> Markup:
     """A table that scrolls by itself where the page is narrow; the first cell of a row names it."""
     head = element("tr", *(element("th", cell, scope="col") for cell in header))
     body = (
         element("tr", element("th", row[0], scope="row"), *(element("td", cell) for cell in row[1:])) for row in rows
     )
-    parts = [element("caption", caption)] if caption else []
-    whole = element("table", *parts, element("thead", head), element("tbody", *body))
+    whole = element("table", element("thead", head), element("tbody", *body))
     # Reachable by keyboard: a box that scrolls and cannot be focused shuts out who has no mouse.
-    return (
-        element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption or "table")
-        if is_wide
-        else whole
-    )
+    box = element("div", whole, class_="scroll", tabindex=0, role="region", aria_label=caption or "table")
+    return join([element("p", caption, class_="soft"), box]) if caption else box
 
 
 def _text(value: Content) -> str:

@@ -1,4 +1,4 @@
-"""One picture: frame, ticks, lines, points, whiskers. 440 px wide, so that a phone shows its text large enough."""
+"""One picture: frame, ticks, lines, points, whiskers. 380 px wide, so that a phone shows its text large enough."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 from kpl_engine.bench.report.axes import Axis
 from kpl_engine.bench.report.markup import Markup, element
-from kpl_engine.bench.report.words import number
 
 __all__ = ["BOTTOM", "HEIGHT", "LEFT", "RIGHT", "TOP", "WIDTH", "Plot", "picture"]
 
-WIDTH, HEIGHT = 440.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 54.0, 424.0, 34.0, 240.0
-_HALF_WHISKER = 4.0
+WIDTH, HEIGHT = 380.0, 264.0
+LEFT, RIGHT, TOP, BOTTOM = 48.0, 368.0, 34.0, 216.0
+_HALF_WHISKER = 5.0
 
 
 class Plot:
@@ -29,10 +28,10 @@ class Plot:
     ) -> None:
         self.x, self.y = x, y
         self._marks: list[Markup] = []
-        for value, label in y_ticks or [(tick, number(tick)) for tick in y.ticks()]:
+        for value, label in y_ticks or [(tick, _tick(tick)) for tick in y.ticks()]:
             self._add("line", class_="grid", x1=LEFT, x2=RIGHT, y1=y.at(value), y2=y.at(value))
             self._text(label, LEFT - 7, y.at(value) + 4.5, "end", "tick")
-        for value, label in x_ticks or [(tick, number(tick)) for tick in x.ticks()]:
+        for value, label in x_ticks or [(tick, _tick(tick)) for tick in x.ticks()]:
             self._add("line", class_="grid", x1=x.at(value), x2=x.at(value), y1=TOP, y2=BOTTOM)
             self._text(label, x.at(value), BOTTOM + 18, "middle", "tick")
         self._add("path", class_="axis", d=f"M{LEFT:g} {TOP:g}V{BOTTOM:g}H{RIGHT:g}")
@@ -50,9 +49,8 @@ class Plot:
         self._add("path", class_=f"line {kind}", d="".join(places))
 
     def point(self, x: float, y: float, kind: str, is_hollow: bool = False) -> None:
-        self._add(
-            "circle", class_=f"{'hollow' if is_hollow else 'point'} {kind}", cx=self.x.at(x), cy=self.y.at(y), r=4
-        )
+        shape = f"{'hollow' if is_hollow else 'point'} {kind}"
+        self._add("circle", class_=shape, cx=self.x.at(x), cy=self.y.at(y), r=3.2)
 
     def whisker_x(self, low: float, high: float, y: float, kind: str) -> None:
         """An interval along x."""
@@ -68,12 +66,13 @@ class Plot:
             "path", class_=f"whisker {kind}", d=f"M{c - h:.1f} {a:.1f}h{2 * h:g}m{-h:g} 0V{b:.1f}m{-h:g} 0h{2 * h:g}"
         )
 
-    def upright(self, x: float, text: str, kind: str) -> None:
-        """A line from bottom to top with its name."""
+    def upright(self, x: float, text: str, kind: str, is_top: bool = True) -> None:
+        """A line from bottom to top with its name at one of its ends."""
         place = self.x.at(x)
         self._add("line", class_=kind, x1=place, x2=place, y1=TOP, y2=BOTTOM)
         is_right = place > (LEFT + RIGHT) / 2
-        self._text(text, place + (-5 if is_right else 5), TOP + 10, "end" if is_right else "start", f"tag {kind}")
+        y = TOP + 10 if is_top else BOTTOM - 8
+        self._text(text, place + (-5 if is_right else 5), y, "end" if is_right else "start", f"tag {kind}")
 
     def level(self, y: float, text: str, kind: str) -> None:
         """A line from left to right with its name."""
@@ -106,3 +105,7 @@ def picture(identity: str, title: str, description: str, marks: Sequence[Markup]
         role="img",
         aria_labelledby=f"{identity}-title {identity}-desc",
     )
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.10g}"

@@ -65,8 +65,9 @@ def load(result: Result) -> Markup:
     text = "No rate that was tried kept the bound." if peak is None else f"Highest rate that kept it: {number(peak)}/s."
     hint = "Each rate is a Server run with Poisson arrivals; a latency counts from when its query was due. "
     hint += "Hollow: the bound was not kept."
-    parts = element("div", element("p", text), element("p", hint, class_="soft"), table(header, rows))
-    return _panel("Latency against offered load", element("figure", picture), parts, is_pair=True)
+    words = element("div", element("p", text), element("p", hint, class_="soft"))
+    both = element("div", element("figure", picture), words, class_="pair")
+    return _panel("Latency against offered load", both, table(header, rows))
 
 
 def batches(result: Result) -> Markup:
@@ -76,7 +77,7 @@ def batches(result: Result) -> Markup:
         return Markup("")
     picture = element("figure", charts.batch_curve(points, "batches"))
     rows = [[str(each["batch"]), value_of(each["samples_per_s"]), value_of(each["ms"])] for each in points]
-    numbers = table(["batch", "pictures/s", "median ms of a call"], rows, "With 95 % intervals")
+    numbers = element("div", table(["batch", "pictures/s", "median ms of a call"], rows, "With 95 % intervals"))
     return _panel("Throughput against batch size", picture, numbers, is_pair=True)
 
 
@@ -181,8 +182,9 @@ def _list(texts: Sequence[str]) -> Markup:
 
 def _how(found: Scenario) -> str:
     parts = [f"Queries go to {found['how']}"]
-    if "num_queries" in found and "duration_s" in found:
-        parts.append(f"{count(found['num_queries'])} of them in {number(found['duration_s'])} s")
+    if "num_queries" in found and "num_samples" in found and "duration_s" in found:
+        queries = f"{count(found['num_queries'])} {'query' if found['num_queries'] == 1 else 'queries'}"
+        parts.append(f"{queries} with {count(found['num_samples'])} pictures in {number(found['duration_s'])} s")
     if "target_qps" in found:
         parts.append(f"{number(found['target_qps'])}/s offered")
     if found.get("num_failed"):
