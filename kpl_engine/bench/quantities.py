@@ -144,7 +144,9 @@ def _of_stages(before: Result, after: Result) -> Iterator[Pair]:
     yield from _of_latencies("one picture", first["total"], second["total"], ("50", "99"))
     for stage in first["order"]:
         if stage in first["stages"] and stage in second["stages"]:
-            yield from _of_latencies(f"stage {stage}", first["stages"][stage], second["stages"][stage], ("50",))
+            yield from _of_latencies(
+                f"stage {stage.replace('_', ' ')}", first["stages"][stage], second["stages"][stage], ("50",)
+            )
 
 
 def _of_cold_starts(before: Result, after: Result) -> Iterator[Pair]:

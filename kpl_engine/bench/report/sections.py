@@ -9,7 +9,7 @@ from kpl_engine.bench.intervals import PERCENTILES, percentile
 from kpl_engine.bench.records import Distribution, Interval, Result, Scenario
 from kpl_engine.bench.report import charts
 from kpl_engine.bench.report.markup import Content, Markup, element, join, table
-from kpl_engine.bench.report.words import answers, count, number, range_of, share, size, verdict
+from kpl_engine.bench.report.words import answers, checks_of, count, number, range_of, share, size, verdict
 
 __all__ = ["batches", "checks", "cold_start", "load", "resources", "scenario", "stages", "summary", "value_of"]
 
@@ -122,14 +122,10 @@ def checks(result: Result) -> Markup:
     """The answers held to the float64 reference."""
     rows: list[Sequence[Content]] = []
     for each in result.get("scenarios", ()):
-        for when, key in (("before", "check_before"), ("after", "check_after")):
-            if key in each:
-                check = each["check_before"] if when == "before" else each["check_after"]
-                judged = element("span", "right" if check["is_right"] else "WRONG", class_=_colour(check["is_right"]))
-                row = [f"{each['scenario']}, {when}", count(check["num_pictures"]), f"{check['max_error']:.2g}"]
-                rows.append(
-                    [*row, f"{check['tolerance']:.2g}", count(check["num_other_labels"]), judged, check["reason"]]
-                )
+        for when, check in zip(("before", "after"), checks_of(each), strict=False):
+            judged = element("span", "right" if check["is_right"] else "WRONG", class_=_colour(check["is_right"]))
+            row = [f"{each['scenario']}, {when}", count(check["num_pictures"]), f"{check['max_error']:.2g}"]
+            rows.append([*row, f"{check['tolerance']:.2g}", count(check["num_other_labels"]), judged, check["reason"]])
     if not rows:
         return Markup("")
     header = ["", "pictures", "largest difference", "allowed", "other labels", "answers", "what was wrong"]

@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from kpl_engine.bench.compare import Comparison, Row
 from kpl_engine.bench.intervals import PERCENTILES
 from kpl_engine.bench.records import Interval, Result, Scenario
-from kpl_engine.bench.report.words import answers, count, number, printable, range_of, share, size, subject_of, verdict
+from kpl_engine.bench.report.words import (
+    answers,
+    checks_of,
+    count,
+    number,
+    printable,
+    range_of,
+    share,
+    size,
+    subject_of,
+    verdict,
+)
 from kpl_engine.bench.results import tells_speed, without_speed
 
 __all__ = ["render", "render_comparison"]
@@ -19,7 +30,7 @@ _GAP = "  "
 
 
 def render(result: Result, width: int = 100) -> str:
-    """Tables of everything that was measured, in lines of at most ``width`` characters.
+    """Tables of everything that was measured, in lines of at most ``width`` characters but for the command.
 
     Complete, partial or wrong: what is absent has no table, and a run with a wrong answer shows no speed. Text of the
     result can neither move the cursor nor colour the terminal.
@@ -32,7 +43,7 @@ def render(result: Result, width: int = 100) -> str:
         lines += _latencies(shown, width)
     lines += _verdicts(shown, width)
     lines += _load(shown, width) + _stages(shown, width) + _batches(shown, width) + _cold_start(shown, width)
-    lines += ["", *_wrapped(f"again: {shown['command']}", width)]
+    lines += ["", "run it again with", printable(shown["command"])]  # whole, to be copied
     return "\n".join(lines)
 
 
@@ -86,7 +97,7 @@ def _verdicts(result: Result, width: int) -> list[str]:
     rows = [[each["scenario"], _queries(each), verdict(each), answers(each), _busy(each)] for each in scenarios]
     lines = ["", *_table(["", "queries", "LoadGen", "answers", "CPU, memory"], rows, width)]
     for each in scenarios:
-        wrong = [each[key]["reason"] for key in ("check_before", "check_after") if key in each and each[key]["reason"]]  # type: ignore[literal-required]
+        wrong = [check["reason"] for check in checks_of(each) if not check["is_right"]]
         errors = [f"ended early: {each['error']}"] if "error" in each else []
         for text in [*errors, *wrong, *each.get("reasons", ()), *each.get("notes", ())]:
             lines += _wrapped(f"{each['scenario']}: {text}", width)
@@ -94,11 +105,10 @@ def _verdicts(result: Result, width: int) -> list[str]:
 
 
 def _load(result: Result, width: int) -> list[str]:
-    rows = [
-        [number(each["target_qps"]), number(each["samples_per_s"]), number(each["p50_ms"]), number(each["p90_ms"])]
-        + [number(each["p99_ms"]), "kept" if each["keeps_bound"] else "not kept"]  # noqa: RUF005
-        for each in sorted(result.get("probes", ()), key=lambda probe: probe["target_qps"])
-    ]
+    rows = []
+    for each in sorted(result.get("probes", ()), key=lambda probe: probe["target_qps"]):
+        figures = each["target_qps"], each["samples_per_s"], each["p50_ms"], each["p90_ms"], each["p99_ms"]
+        rows.append([*map(number, figures), "kept" if each["keeps_bound"] else "not kept"])
     if not rows:
         return []
     peak = (
@@ -143,16 +153,16 @@ def _cold_start(result: Result, width: int) -> list[str]:
     found = result.get("cold_start")
     if found is None:
         return []
-    parts = ("imports", "import_ms"), ("opening the bundle", "load_ms"), ("first answer", "first_ms")
-    words = ", ".join(f"{name} {number(found[key]['value'])} ms" for name, key in parts)  # type: ignore[literal-required]
+    parts = {"imports": found["import_ms"], "opening the bundle": found["load_ms"], "first answer": found["first_ms"]}
+    words = ", ".join(f"{name} {_value(each)} ms" for name, each in parts.items())
     text = f"cold start {number(found['total_ms']['value'])} ms ({words}); median of {found['count']} fresh processes"
     return ["", *_wrapped(f"{text}, {size(found['resident_bytes'])} resident", width)]
 
 
 def _compared(row: Row) -> list[str]:
     bounds = "–" if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}"
-    values = f"{number(row.before)} {row.unit}", f"{number(row.after)} {row.unit}"
-    return [row.what, *values, f"{row.ratio:.3f}", bounds, row.verdict]
+    values = number(row.before), number(row.after), f"{row.ratio:.3f}"
+    return [f"{row.what}, {row.unit}", *values, bounds, row.verdict]
 
 
 def _queries(found: Scenario) -> str:

@@ -6,7 +6,7 @@ import math
 
 from kpl_engine.bench.records import Check, Interval, Result, Scenario
 
-__all__ = ["answers", "count", "number", "printable", "range_of", "share", "size", "subject_of", "verdict"]
+__all__ = ["answers", "checks_of", "count", "number", "printable", "range_of", "share", "size", "subject_of", "verdict"]
 
 _MOST_TEXT = 2000  # characters of one text out of a file
 _NOTHING = "–"
@@ -54,10 +54,15 @@ def verdict(scenario: Scenario) -> str:
     return "VALID" if scenario["is_valid"] else "INVALID"
 
 
+def checks_of(scenario: Scenario) -> list[Check]:
+    """Those that were made: before, then after."""
+    found = [scenario["check_before"]] if "check_before" in scenario else []
+    return [*found, scenario["check_after"]] if "check_after" in scenario else found
+
+
 def answers(scenario: Scenario) -> str:
     """What the checks before and after found, in some words."""
-    found: list[Check] = [scenario["check_before"]] if "check_before" in scenario else []
-    found += [scenario["check_after"]] if "check_after" in scenario else []
+    found = checks_of(scenario)
     if not all(check["is_right"] for check in found):
         return "WRONG"
     return ("not checked", "right before", "right")[len(found)]
