@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,70 +25,15 @@ from kpl_engine.bench.loadgen_logs import (
     read_summary,
     read_trace,
 )
-from kpl_engine.bench.settings import ScenarioName
-from kpl_engine.bench.targets import ANSWERED, GONE, Target
-from kpl_engine.errors import ConfigError, MissingExtraError
+from kpl_engine.bench.plan import Plan, import_loadgen, log_settings, run_settings
+from kpl_engine.bench.targets import ANSWERED, GONE, TIMED_OUT, Target
 
-__all__ = ["MULTI_STREAM_PICTURES", "Outcome", "Plan", "import_loadgen", "run_load"]
+__all__ = ["Outcome", "run_load"]
 
-MULTI_STREAM_PICTURES = 8  # MLPerf's rules
-PERCENTILE = {"SingleStream": 0.90, "MultiStream": 0.99, "Server": 0.99}  # MLPerf's rules
-_MOST_QUERIES = 5_000_000  # LoadGen makes and keeps them all before it begins
 _IN_A_ROW = 20  # queries without an answer, one after the other: nobody is there
 _PAUSE_S = 0.01  # of a closed loop after a failure: hammering would measure refusals
-_LEAST_OUTSTANDING, _MOST_OUTSTANDING = 256, 20_000  # these are to be answered, or refused, after the end
 _SLACK_S = 60.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What LoadGen is told.
-
-    Parameters
-    ----------
-    scenario : str
-    duration_s : float
-    num_samples : int
-        Pictures it draws from.
-    seed : int
-    expected_ms : float
-        Of a query of the streams.
-    rate : float
-        ``Server``: queries a second; ``Offline``: pictures a second expected.
-    latency_bound_ms : float
-        Of ``Server``.
-    """
-
-    scenario: ScenarioName
-    duration_s: float
-    num_samples: int
-    seed: int
-    expected_ms: float = 1.0
-    rate: float = 1.0
-    latency_bound_ms: float = 15.0
-
-    def __post_init__(self) -> None:
-        if self.num_planned > _MOST_QUERIES:
-            raise ConfigError(
-                f"{self.scenario}: {self.rate:g}/s for {self.duration_s:g} s are {self.num_planned:,} queries, and "
-                f"LoadGen keeps them all in memory; expected at most {_MOST_QUERIES:,}: a lower rate or a shorter run"
-            )
-
-    @property
-    def num_planned(self) -> int:
-        """Queries (``Offline``: pictures) that LoadGen makes beforehand."""
-        is_stream = self.scenario in ("SingleStream", "MultiStream")
-        return math.ceil(self.duration_s * (1e3 / self.expected_ms if is_stream else self.rate))
-
-    @property
-    def most_outstanding(self) -> int:
-        """``Server`` ends early with more unanswered queries than this.
-
-        Ten bounds of arrivals wait only where the average is far over the bound; and with more than 1 % missed no
-        run is valid, so 2 % leave the verdict as it is.
-        """
-        waiting = 10 * self.rate * self.latency_bound_ms / 1e3
-        return min(max(_LEAST_OUTSTANDING, math.ceil(waiting + 0.02 * self.num_planned)), _MOST_OUTSTANDING)
+_FLUSH_S = 0.2  # LoadGen writes its logs every few tens of milliseconds
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +48,13 @@ class Outcome:
     error: str
 
 
-def import_loadgen() -> Any:
-    """The module; `MissingExtraError` without it."""
-    try:
-        import mlperf_loadgen
-    except ImportError:
-        raise MissingExtraError("mlcommons-loadgen", "bench", "running MLPerf's scenarios") from None
-    return mlperf_loadgen
-
-
-def run_load(plan: Plan, target: Target, folder: Path, tick: Callable[[float], None] = lambda _share: None) -> Outcome:
+def run_load(
+    plan: Plan,
+    target: Target,
+    folder: Path,
+    tick: Callable[[float], None] = lambda _share: None,
+    meter: AbstractContextManager[Any] | None = None,
+) -> Outcome:
     """Run LoadGen until it ends, or until nobody answers any more.
 
     LoadGen cannot be stopped from outside. Where the target has died the run is given up and LoadGen's thread stays
@@ -124,10 +66,12 @@ def run_load(plan: Plan, target: Target, folder: Path, tick: Callable[[float], N
         Where LoadGen writes its logs; what was measured is in them at any time, whatever becomes of this process.
     tick : callable
         Told the share of the duration that has passed, about once a second.
+    meter : context manager, optional
+        Entered for as long as LoadGen runs, and no longer: its logs are read afterwards.
     """
     lg = import_loadgen()
     issuer = _Issuer(plan, target, lg)
-    settings, logs = _test_settings(lg, plan), _log_settings(lg, folder)
+    settings, logs = run_settings(lg, plan), log_settings(lg, folder)
     sut = lg.ConstructSUT(issuer.issue, issuer.flush)
     samples = lg.ConstructQSL(plan.num_samples, plan.num_samples, _nothing, _nothing)
     ended: list[BaseException | None] = []
@@ -141,9 +85,11 @@ def run_load(plan: Plan, target: Target, folder: Path, tick: Callable[[float], N
             ended.append(None)
         issuer.over.set()
 
-    threading.Thread(target=run, name="loadgen", daemon=True).start()
-    _wait(issuer, plan, tick)
+    with meter or nullcontext():
+        threading.Thread(target=run, name="loadgen", daemon=True).start()
+        _wait(issuer, plan, tick)
     if not ended:
+        sleep(_FLUSH_S)
         return issuer.outcome(None, read_trace(folder / TRACE))
     issuer.close()
     lg.DestroyQSL(samples)
@@ -214,11 +160,17 @@ class _Issuer:
             return
         self._failed.append(range(first, first + len(ids)))
         self._in_a_row += 1
-        if self._in_a_row >= _IN_A_ROW and (not self._is_open_loop or code in GONE):
+        if self._is_hopeless(code):
             self.give_up(f"{self._in_a_row} queries in a row had no answer, the last: {code}; the run was ended there")
         elif not self._error:
             pause_s = self._plan.latency_bound_ms / 1e3 if self._is_open_loop else _PAUSE_S
             self._late.put((monotonic() + pause_s, ids))
+
+    def _is_hopeless(self, code: str) -> bool:
+        if self._is_open_loop:
+            return self._in_a_row >= _IN_A_ROW and code in GONE
+        # One at a time, and its patience is long: once it is out, another twenty would take all day.
+        return self._in_a_row >= _IN_A_ROW or code == TIMED_OUT
 
     def _complete(self, ids: Sequence[int]) -> None:
         response = self._lg.QuerySampleResponse
@@ -244,10 +196,16 @@ class _Issuer:
 
     def outcome(self, summary: Summary | None, trace: Trace) -> Outcome:
         """What came of it."""
-        error = self._error or self._why_early(trace)
         kept = trace.without([sample for samples in self._failed for sample in samples])
-        is_offline = self._plan.scenario == "Offline"  # its one query has failed where a part of it has
-        num_failed = int(bool(self._failed)) if is_offline else self._num_issued - len(kept.of_queries().query)
+        answered = sum(code in ANSWERED for code in self._codes)
+        error = self._error or self._why_early(trace)
+        if self._plan.scenario == "Offline":  # its one query has failed where a part of it has
+            num_failed = int(bool(self._failed))
+        else:
+            num_failed = self._num_issued - answered
+            num_traced = len(kept.of_queries().query)
+            if num_traced < answered and summary is not None:
+                error = error or f"LoadGen's trace has {num_traced} of {answered} queries: is the disk full?"
         return Outcome(summary, kept, self._num_issued, num_failed, dict(Counter(self._codes)), error)
 
     def _why_early(self, trace: Trace) -> str:
@@ -264,34 +222,3 @@ class _Issuer:
 
 def _nothing(_indices: Any) -> None:
     """Pictures are in memory before LoadGen asks for them."""
-
-
-def _test_settings(lg: Any, plan: Plan) -> Any:
-    settings = lg.TestSettings()
-    settings.scenario = getattr(lg.TestScenario, plan.scenario)
-    settings.mode = lg.TestMode.PerformanceOnly
-    settings.min_duration_ms = round(plan.duration_s * 1e3)
-    settings.max_duration_ms = 0
-    settings.min_query_count = 1  # how many are enough is what early stopping judges
-    for number, name in enumerate(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), 1):
-        setattr(settings, name, int(np.random.SeedSequence((plan.seed, number)).generate_state(1, np.uint64)[0]))
-    settings.single_stream_target_latency_percentile = PERCENTILE["SingleStream"]
-    settings.multi_stream_target_latency_percentile = PERCENTILE["MultiStream"]
-    settings.server_target_latency_percentile = PERCENTILE["Server"]
-    settings.multi_stream_samples_per_query = MULTI_STREAM_PICTURES
-    settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = round(
-        plan.expected_ms * 1e6
-    )
-    settings.server_target_latency_ns = round(plan.latency_bound_ms * 1e6)
-    settings.server_target_qps = settings.offline_expected_qps = plan.rate
-    settings.server_max_async_queries = plan.most_outstanding if plan.scenario == "Server" else 0
-    return settings
-
-
-def _log_settings(lg: Any, folder: Path) -> Any:
-    logs, output = lg.LogSettings(), lg.LogOutputSettings()
-    output.outdir = str(folder)
-    output.copy_summary_to_stdout = False
-    logs.log_output = output
-    logs.enable_trace = True  # the only place with the latency of each query
-    return logs

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from kpl_engine.bench.channel import Job
 from kpl_engine.bench.child import Child, ChildError
-from kpl_engine.bench.loadgen import Plan, import_loadgen
 from kpl_engine.bench.loadgen_logs import TRACE, read_trace
+from kpl_engine.bench.plan import Plan, import_loadgen
 from kpl_engine.bench.records import Scenario
 from kpl_engine.bench.server_model import find_model
 from kpl_engine.bench.settings import BenchSettings, ScenarioName

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from kpl_engine.bench.intervals import distribution
-from kpl_engine.bench.loadgen import Outcome, Plan
+from kpl_engine.bench.loadgen import Outcome
 from kpl_engine.bench.loadgen_logs import Trace
+from kpl_engine.bench.plan import Plan
 from kpl_engine.bench.records import Probe, Scenario
 from kpl_engine.bench.targets import ANSWERED
 

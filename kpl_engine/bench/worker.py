@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from kpl_engine.bench.channel import Channel, Job
-from kpl_engine.bench.loadgen import MULTI_STREAM_PICTURES, Outcome, Plan, run_load
+from kpl_engine.bench.loadgen import Outcome, run_load
+from kpl_engine.bench.plan import MOST_QUERIES, MULTI_STREAM_PICTURES, Plan
 from kpl_engine.bench.resources import Meter
 from kpl_engine.bench.session import Session
 from kpl_engine.bench.settings import ScenarioName
@@ -72,8 +73,8 @@ def _run_scenario(job: Job, channel: Channel) -> None:
     warm = _warm_up(session, name, channel)
     if warm is None:
         return
-    with Meter(job.settings) as meter:
-        outcome = run_load(warm.plan, session.target, job.folder, lambda share: channel.progress(name, share))
+    meter = Meter(job.settings)
+    outcome = run_load(warm.plan, session.target, job.folder, lambda share: channel.progress(name, share), meter)
     fields: dict[str, Any] = {**verdict_fields(outcome, warm.plan)}
     fields["notes"] = [*session.notes, *warm.notes, *fields["notes"]]
     if not _is_right_after(session, outcome, channel, fields):
@@ -127,7 +128,7 @@ def _plan(session: Session, name: ScenarioName, ordered_ms: list[float]) -> tupl
         settings.duration_s,
         num_samples,
         settings.seed,
-        expected_ms=typical_ms / _HASTE,
+        expected_ms=max(typical_ms / _HASTE, settings.duration_s * 1e3 / MOST_QUERIES),
         rate=rate,
         latency_bound_ms=settings.latency_bound_ms,
     )

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kpl_engine.bench.loadgen import Plan, import_loadgen, run_load
+from kpl_engine.bench import loadgen
+from kpl_engine.bench.loadgen import run_load
+from kpl_engine.bench.plan import Plan, import_loadgen
 from kpl_engine.errors import ConfigError, MissingExtraError
 from tests.bench.targets import CountingTarget, TimedTarget
 
@@ -94,7 +96,13 @@ def test_an_impossible_rate_ends_early_and_keeps_what_was_measured(tmp_path):
 
 @pytest.mark.parametrize(
     ("scenario", "code"),
-    [("SingleStream", "broken"), ("Server", "broken"), ("Offline", "broken"), ("SingleStream", None)],
+    [
+        ("SingleStream", "broken"),
+        ("Server", "broken"),
+        ("Offline", "broken"),
+        ("SingleStream", None),
+        ("SingleStream", "timed out"),
+    ],
 )
 def test_a_target_that_dies_ends_the_run(tmp_path, scenario, code):
     """LoadGen goes on waiting, so it is a process of its own, and leaves by force."""
@@ -102,10 +110,11 @@ def test_a_target_that_dies_ends_the_run(tmp_path, scenario, code):
 import json, os
 from pathlib import Path
 from kpl_engine.bench import loadgen
+from kpl_engine.bench.plan import Plan
 from tests.bench.targets import TimedTarget
 loadgen._SLACK_S = -7.5
 target = TimedTarget(most=10_000, code_of=lambda i: "OK" if i < 30 else {code!r})
-plan = loadgen.Plan({scenario!r}, 2.0, 9, 3, expected_ms=2.0, rate=200.0 if {scenario!r} == "Server" else 4000.0)
+plan = Plan({scenario!r}, 2.0, 9, 3, expected_ms=2.0, rate=200.0 if {scenario!r} == "Server" else 4000.0)
 out = loadgen.run_load(plan, target, Path({str(tmp_path)!r}))
 print(json.dumps([out.summary is None, out.error, len(out.trace.query), out.num_failed, out.codes]), flush=True)
 os._exit(0)
@@ -119,10 +128,9 @@ os._exit(0)
     assert answered == 30 * (8 if scenario == "Offline" else 1)
     assert failed >= 1
     assert codes["OK"] == 30
-    if code is None:
-        assert "did not end within" in error
-    else:
-        assert "20 queries in a row had no answer, the last: broken" in error
+    how_often = {"broken": 20, "timed out": 1}
+    expected = f"{how_often[code]} queries in a row had no answer, the last: {code}" if code else "did not end within"
+    assert expected in error
 
 
 def test_the_issuing_thread_is_loadgens_and_ends_with_it(tmp_path):
@@ -131,6 +139,19 @@ def test_the_issuing_thread_is_loadgens_and_ends_with_it(tmp_path):
     run(target, tmp_path, scenario="SingleStream", duration_s=0.2)
     left = {thread for thread in threading.enumerate() if thread.name in ("loadgen", "kpl-late")}
     assert left <= before
+
+
+def test_a_trace_that_was_cut_is_told(tmp_path, monkeypatch):
+    whole = loadgen.read_trace
+
+    def cut(path):
+        return whole(path).without([7])
+
+    monkeypatch.setattr(loadgen, "read_trace", cut)
+    outcome = run(CountingTarget(), tmp_path, scenario="Server", rate=100.0)
+    expected = f"trace has {outcome.num_issued - 1} of {outcome.num_issued} queries: is the disk full?"
+    assert expected in outcome.error
+    assert outcome.num_failed == 0
 
 
 def test_seeds_repeat_the_draws(tmp_path):

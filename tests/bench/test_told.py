@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from kpl_engine.bench.loadgen import Outcome, Plan
+from kpl_engine.bench.loadgen import Outcome
 from kpl_engine.bench.loadgen_logs import Summary, Trace
+from kpl_engine.bench.plan import Plan
 from kpl_engine.bench.told import probe_of, speed_fields, verdict_fields
 
 PLAN = Plan("Server", 10.0, 9, 0, rate=100.0, latency_bound_ms=5.0)
