@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from serving_processes import Served, start_kpl
 from serving_rivals import start_triton, version_in
 from serving_rounds import MAX_BATCH, Bench, ideal_open_loop, run_open, run_overload, run_rounds, shares
 from serving_setup import make_work
+from tables_serving import millis, open_rows, share_rows
 
 PACKAGES = ("kpl-engine", "onnxruntime", "numpy", "pillow", "starlette", "uvicorn", "grpcio", "tritonclient")
 OURS = ["--drain-accept", "0s"]  # only how it stops; all else is the default
@@ -100,15 +100,7 @@ def _rivals(args: argparse.Namespace) -> Iterator[Served]:
 
 def print_shares(table: dict[str, dict[str, Any]]) -> None:
     """Rows of the README."""
-    print("| closed loop, 16 clients | images/s | share of bare | spread | CPU ms/image | CPU share | p99 |")
-    print("|---|---|---|---|---|---|---|")
-    for name, row in table.items():
-        low, high = row["share_spread"]
-        tail = _ms(row.get("closed_p99_ms"))
-        print(
-            f"| {name} | {row['images_per_s']:.1f} | {row['share_of_bare']:.1%} | {low:.1%} to {high:.1%} | "
-            f"{row['cpu_ms_per_image']:.1f} | {row['cpu_share_of_bare']:.1%} | {tail} |"
-        )
+    print("\n".join(share_rows(table)))
     most = max(row["foreign_cpu_cores"] for row in table.values())
     print(f"other processes kept up to {most:.2f} cores busy{'' if most < 0.1 else ': NOT a quiet machine'}\n")
 
@@ -117,20 +109,7 @@ def print_open(opened: dict[str, Any]) -> None:
     """Rows of the README; the median over windows, with the count of each."""
     single = {"jpeg": opened["single_jpeg"]["p50_ms"], "pixels": opened["single_pixels"]["p50_ms"]}
     print(f"one request alone: jpeg {single['jpeg']:.1f} ms, pixels {single['pixels']:.1f} ms (p50)")
-    print("| open loop at 70 % | rate | p50 | p99 | p99.9 | p99 / single | late starts | codes |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name, runs in opened["windows"].items():
-        tails = {key: [run["latency"][key] for run in runs] for key in ("p50_ms", "p99_ms", "p99.9_ms")}
-        said = {key: None if None in values else statistics.median(values) for key, values in tails.items()}
-        shown = " | ".join("too few" if value is None else f"{value:.0f} ms" for value in said.values())
-        ratio = "-" if said["p99_ms"] is None else f"{said['p99_ms'] / single[name.split()[1]]:.1f}x"
-        late = sum(run["late_starts"] for run in runs)
-        print(f"| {name} | {runs[0]['rate']:.1f}/s | {shown} | {ratio} | {late} | {[run['codes'] for run in runs]} |")
-    ideal = opened["ideal_pixels"]
-    print(
-        f"| a server without any cost, simulated | same | {ideal['p50_ms']:.0f} ms | {ideal['p99_ms']:.0f} ms | "
-        f"{ideal['p99.9_ms']:.0f} ms | {ideal['p99_ms'] / single['pixels']:.1f}x | | |\n"
-    )
+    print("\n".join(open_rows(opened)) + "\n")
 
 
 def print_overload(over: dict[str, Any]) -> None:
@@ -138,13 +117,9 @@ def print_overload(over: dict[str, Any]) -> None:
     rss, refusal = over["rss_mib"], over["refusal"]
     print(
         f"200 %: goodput {over['goodput_share']:.1%} of peak; {refusal['count']} refusals, "
-        f"p50 {_ms(refusal['p50_ms'])}, p99 {_ms(refusal['p99_ms'])}; "
+        f"p50 {millis(refusal['p50_ms'])}, p99 {millis(refusal['p99_ms'])}; "
         f"RSS {rss['first']:.0f} -> {rss['last']:.0f} MiB (most {rss['most']:.0f}); {over['codes']}\n"
     )
-
-
-def _ms(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f} ms"
 
 
 def print_footprint(footprint: dict[str, dict[str, float]]) -> None:
