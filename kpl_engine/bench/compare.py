@@ -117,7 +117,7 @@ def _judged(common: Sequence[Pair]) -> list[Row]:
 
 def _changes(pair: Pair) -> Float64 | None:
     """Draws of log(after / before); NaN where neither side is bounded."""
-    if pair.draws is None:
+    if pair.draws is None or min(pair.before, pair.after) <= 0.0:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         first, second = (np.log(np.maximum(draws, 0.0)) for draws in pair.draws)
@@ -148,7 +148,9 @@ def _row(pair: Pair, changes: Float64 | None, p: float | None) -> Row:
 
 
 def _verdict(pair: Pair, effect: float, bounds: tuple[float, float] | None, p: float | None) -> tuple[Verdict, str]:
-    if bounds is None or p is None or not math.isfinite(effect):
+    if not math.isfinite(effect):
+        return "cannot tell", "nothing was measured in one of them"
+    if bounds is None or p is None:
         return "cannot tell", pair.why or "too few values for an interval; measure for longer"
     if p <= _ALPHA and abs(effect) >= _LEAST:
         return ("faster" if (effect < 0.0) is pair.less_is_faster else "slower"), ""

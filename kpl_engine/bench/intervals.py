@@ -118,8 +118,8 @@ def confidence_draws(samples: Sequence[float] | Float64, statistic: str, seed: i
     if ranks is None:
         return None
     padded = np.concatenate(([-np.inf], ordered, [np.inf]))
-    # The true value lies between two neighbours; which of them stands for it is tossed.
-    chosen = np.floor(ranks) + rng.integers(0, 2, size=DRAWS)
+    # The true value lies between two neighbours; which of them stands for it is tossed, as are parts of a rank.
+    chosen = np.floor(ranks + rng.random(DRAWS)) + rng.integers(0, 2, size=DRAWS)
     return padded[np.clip(chosen, 0, len(values) + 1).astype(np.int64)]
 
 
@@ -138,7 +138,8 @@ def _interval(values: Float64, ordered: Float64, statistic: str, seed: int) -> I
     ranks = _ranks(values, ordered, statistic, rng)
     if ranks is None:
         return {"value": value, "low": None, "high": None}
-    first, last = np.floor(np.quantile(ranks, (0.025, 0.975), method="inverted_cdf")).astype(int)
+    low, high = np.quantile(ranks, (0.025, 0.975), method="inverted_cdf")
+    first, last = math.floor(low), math.ceil(high)
     if first < 1 or last >= len(ordered):  # beyond the smallest or the largest value nothing is known
         return {"value": value, "low": None, "high": None}
     return {"value": value, "low": float(ordered[first - 1]), "high": float(ordered[last])}
@@ -152,7 +153,8 @@ def _ranks(values: Float64, ordered: Float64, statistic: str, rng: np.random.Gen
         return None
     level = (values <= ordered[len(ordered) // 2]).astype(np.float64)
     changes = resampled_sums((values <= value).astype(np.float64), rng, level)
-    return None if changes is None else len(values) * q + changes + _ROUNDING
+    # 0.99 * 100 need not be 99 in binary, and one bit more would take the next rank.
+    return None if changes is None else np.round(len(values) * q, 6) + np.rint(changes)
 
 
 def _rank(count: int, q: float) -> int | None:

@@ -96,7 +96,7 @@ def _of_latencies(
 ) -> Iterator[Pair]:
     for statistic in statistics:
         values = _value(first, statistic), _value(second, statistic)
-        if values[0] is None or values[1] is None:
+        if values[0] is None or values[1] is None or values == (0.0, 0.0):  # a stage that neither run had
             continue
         draws = None if why else _both(first, second, statistic)
         label = f"{name} {statistic if statistic == 'mean' else f'p{statistic}'}"

@@ -40,12 +40,11 @@ class Axis:
 
 def axis_over(values: Sequence[float], start: float, end: float, law: Law = "linear") -> Axis:
     """An axis that holds all of ``values`` with some room; a linear one begins at 0, as bars and rates must."""
-    low, high = min(values), max(values)
+    high = max(values)
     if law == "linear":
         return Axis(0.0, high * 1.08 if high > 0.0 else 1.0, start, end, law)
-    low = max(low, high * 1e-6, 1e-9)
-    high = max(high, low)
-    return Axis(low / 1.12, high * 1.12, start, end, law)
+    positive = [each for each in values if each > 0.0] or [1.0]  # a logarithmic axis has no place for zero
+    return Axis(min(positive) / 1.12, max(positive) * 1.12, start, end, law)
 
 
 def _bent(value: float, law: Law) -> float:

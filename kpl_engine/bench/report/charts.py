@@ -60,8 +60,11 @@ def completion_curve(scenario: Scenario, identity: str) -> Markup:
 
 
 def load_curve(probes: Sequence[Probe], bound: float | None, peak: float | None, identity: str) -> Markup:
-    """Percentiles of the latency against the offered load; hollow where the bound was not kept."""
-    probes = sorted(probes, key=lambda probe: probe["target_qps"])
+    """Percentiles of the latency against the offered load; hollow where the bound was not kept.
+
+    A rate at which nothing was answered has no latency and no point. ``probes`` holds one that was answered.
+    """
+    probes = sorted((each for each in probes if each["p50_ms"] > 0.0), key=lambda probe: probe["target_qps"])
     series = {
         "p50": [(each["target_qps"], each["p50_ms"]) for each in probes],
         "p90": [(each["target_qps"], each["p90_ms"]) for each in probes],

@@ -54,7 +54,8 @@ def load(result: Result) -> Markup:
         return Markup("")
     bound, peak = result["settings"].get("latency_bound_ms"), result.get("peak_qps")
     bound = float(bound) if isinstance(bound, (int, float)) else None
-    picture = charts.load_curve(probes, bound, peak, "load")
+    is_seen = any(each["p50_ms"] > 0.0 for each in probes)
+    picture = charts.load_curve(probes, bound, peak, "load") if is_seen else element("p", "Nothing was answered.")
     rows = []
     for each in probes:
         bounds = "kept" if each["keeps_bound"] else "not kept", "VALID" if each["is_valid"] else "INVALID"
