@@ -11,6 +11,7 @@ import pytest
 
 from kpl_engine.bench import loadgen
 from kpl_engine.bench.loadgen import run_load
+from kpl_engine.bench.loadgen_logs import TRACE
 from kpl_engine.bench.plan import Plan, import_loadgen
 from kpl_engine.errors import ConfigError, MissingExtraError
 from tests.bench.targets import CountingTarget, TimedTarget
@@ -61,16 +62,27 @@ def test_offline_is_one_query_cut_into_calls(tmp_path):
 
 def test_a_query_without_an_answer_is_missed_in_loadgens_own_verdict(tmp_path):
     """Refused at once, a query would be the fastest of all; LoadGen hears of its end when its bound has passed."""
-    target = CountingTarget(code_of=lambda i: "RESOURCE_EXHAUSTED" if i % 4 == 0 else "OK")
+    target = CountingTarget(code_of=lambda i: "UNAVAILABLE" if i % 4 == 0 else "OK")
     outcome = run(target, tmp_path, scenario="Server", rate=300.0, latency_bound_ms=30.0)
-    assert outcome.num_failed == len(range(0, outcome.num_issued, 4)) > 0
+    assert outcome.num_failed == len(range(0, outcome.num_issued, 4)) > 20  # but never so many in a row
     assert outcome.error == ""
     assert not outcome.summary.is_valid
     assert "Performance constraints satisfied : NO" in outcome.summary.reasons
-    assert outcome.summary.numbers["90.00 percentile latency (ns)"] > 30e6  # a quarter of them
+    told = loadgen.read_trace(tmp_path / TRACE)
+    assert told.latency_ns[::4].min() > 30e6
     ours = outcome.trace.of_queries()
     assert not np.isin(ours.query, np.arange(0, outcome.num_issued, 4)).any()
-    assert outcome.codes == {"OK": len(ours.query), "RESOURCE_EXHAUSTED": outcome.num_failed}
+    assert outcome.codes == {"OK": len(ours.query), "UNAVAILABLE": outcome.num_failed}
+
+
+def test_too_many_refusals_end_the_run(tmp_path):
+    """Half of all are refused at once: no run is valid with those, though hardly any is under way at a time."""
+    target = CountingTarget(code_of=lambda i: "429" if i % 2 else "200")
+    plan = Plan("Server", 3.0, 9, 3, rate=1000.0)
+    outcome = run_load(plan, target, tmp_path)
+    target.close()
+    assert plan.most_outstanding <= outcome.num_failed < plan.num_planned / 4
+    assert "1000 queries/s are more than this takes" in outcome.error
 
 
 def test_a_failure_in_a_stream_is_no_latency(tmp_path):
