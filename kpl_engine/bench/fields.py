@@ -18,7 +18,13 @@ _NEEDED: Mapping[type, tuple[str, ...]] = {
     Result: ("status", "date", "command", "versions", "machine", "subject", "settings"),
     Scenario: ("scenario",),
 }
-_WORDS = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+_WORDS: Mapping[type, str] = {
+    str: "a text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 def check_fields(value: Any, hint: Any, place: str = "") -> None:
@@ -39,7 +45,7 @@ def check_fields(value: Any, hint: Any, place: str = "") -> None:
     if is_typeddict(hint):
         _check_record(value, hint, place)
     elif origin in (Union, types.UnionType):
-        _check_optional(value, get_args(hint), place)
+        _check_choice(value, get_args(hint), place)
     elif origin is list:
         _check_list(value, get_args(hint)[0], place)
     elif origin is dict:
@@ -67,13 +73,10 @@ def _check_record(value: Any, record: Any, place: str) -> None:
         _RULES[record](value, place)
 
 
-def _check_optional(value: Any, choices: tuple[Any, ...], place: str) -> None:
-    inner = next(choice for choice in choices if choice is not type(None))
-    if value is None:
-        return
-    if get_origin(inner) is None and not is_typeddict(inner) and not _is_plain(value, inner):
-        raise _unexpected(place, f"{_WORDS[inner]} or null", value)
-    check_fields(value, inner, place)
+def _check_choice(value: Any, choices: tuple[Any, ...], place: str) -> None:
+    """Plain kinds only: a number or null, a number or a text."""
+    if not any(value is None if each is type(None) else _is_plain(value, each) for each in choices):
+        raise _unexpected(place, " or ".join(_WORDS[each] for each in choices), value)
 
 
 def _check_list(value: Any, inner: Any, place: str) -> None:

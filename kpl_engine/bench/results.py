@@ -107,17 +107,11 @@ def without_speed(result: Result) -> Result:
 
 def _read(path: Path) -> bytes:
     try:
-        # A pipe would keep the reader waiting for ever.
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(handle, "rb") as stream:
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError("expected a plain file, as kpl-engine bench writes it with -o")
-            if status.st_size > MAX_BYTES:
-                raise InputError(
-                    f"{status.st_size} bytes, more than a result can have ({MAX_BYTES}); name another file"
-                )
-            data = stream.read(MAX_BYTES + 1)
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would keep the reader waiting
+        try:
+            data = _bytes_of(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
         raise InputError(f"{error.strerror}; name the result.json that kpl-engine bench wrote") from error
     text = data.strip()
@@ -126,6 +120,16 @@ def _read(path: Path) -> bytes:
     if text[:1] == b"{" and text[-1:] != b"}":
         raise InputError("the file ends in the middle: it was cut off; copy it again, or run kpl-engine bench again")
     return data
+
+
+def _bytes_of(handle: int) -> bytes:
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError("expected a plain file; name the result.json that kpl-engine bench wrote")
+    if status.st_size > MAX_BYTES:
+        raise InputError(f"{status.st_size} bytes, more than a result can have ({MAX_BYTES}); name another file")
+    with open(handle, "rb", closefd=False) as stream:
+        return stream.read(MAX_BYTES + 1)
 
 
 def _check_format(value: Any) -> None:
