@@ -34,6 +34,12 @@ def measure_cold(settings: BenchSettings, repeats: int) -> ColdStart:
     has no fitted proxies the first answer is of mode "batch". ``resident_bytes`` is what the process held after its
     answer.
 
+    Parameters
+    ----------
+    settings : BenchSettings
+    repeats : int
+        Two at least: of one there is no median.
+
     Raises
     ------
     KplError
