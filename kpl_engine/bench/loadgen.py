@@ -33,6 +33,7 @@ __all__ = ["Outcome", "run_load"]
 _IN_A_ROW = 20  # queries without an answer, one after the other: nobody is there
 _PAUSE_S = 0.01  # of a closed loop after a failure: hammering would measure refusals
 _SLACK_S = 60.0
+_TOO_MANY = "Too many outstanding queries"  # LoadGen's words in its detailed log
 _FLUSH_S = 0.2  # LoadGen writes its logs every few tens of milliseconds
 
 
@@ -104,7 +105,7 @@ def run_load(
 
 def _wait(issuer: _Issuer, plan: Plan, tick: Callable[[float], None]) -> None:
     started = monotonic()
-    limit_s = 4 * plan.duration_s + _SLACK_S
+    limit_s = 4 * plan.duration_s + 2 * plan.latency_bound_ms / 1e3 + _SLACK_S
     while not issuer.over.wait(1.0):
         passed = monotonic() - started
         tick(min(passed / plan.duration_s, 1.0))
@@ -198,7 +199,7 @@ class _Issuer:
         """What came of it."""
         kept = trace.without([sample for samples in self._failed for sample in samples])
         answered = sum(code in ANSWERED for code in self._codes)
-        error = self._error or self._why_early(trace)
+        error = self._error or self._why_early(summary, trace)
         if self._plan.scenario == "Offline":  # its one query has failed where a part of it has
             num_failed = int(bool(self._failed))
         else:
@@ -208,13 +209,13 @@ class _Issuer:
                 error = error or f"LoadGen's trace has {num_traced} of {answered} queries: is the disk full?"
         return Outcome(summary, kept, self._num_issued, num_failed, dict(Counter(self._codes)), error)
 
-    def _why_early(self, trace: Trace) -> str:
+    def _why_early(self, summary: Summary | None, trace: Trace) -> str:
         plan = self._plan
-        if not self._is_open_loop or self._outstanding_at_end <= plan.most_outstanding:
+        if summary is None or not any(_TOO_MANY in reason for reason in summary.reasons):
             return ""
         issued_s = float(np.ptp(trace.begin_ns)) / 1e9 if len(trace.query) else 0.0
         return (
-            f"{plan.rate:g} queries/s are more than this takes: of those due in the first {issued_s:.1f} s (of "
+            f"{plan.rate:g} queries/s are more than this takes: of those due in the first {issued_s:.2g} s (of "
             f"{plan.duration_s:g} s) {self._outstanding_at_end} had no answer, so the run was ended there; "
             "choose a lower target rate"
         )

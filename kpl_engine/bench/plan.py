@@ -16,7 +16,7 @@ __all__ = ["MOST_QUERIES", "MULTI_STREAM_PICTURES", "Plan", "import_loadgen", "l
 
 MULTI_STREAM_PICTURES = 8  # MLPerf's rules
 _PERCENTILE = {"SingleStream": 0.90, "MultiStream": 0.99, "Server": 0.99}  # MLPerf's rules
-MOST_QUERIES = 5_000_000  # LoadGen makes and keeps them all before it begins
+MOST_QUERIES = 5_000_000  # LoadGen makes all before it begins, and keeps them: so many took 17 s and 2.2 GB
 _LEAST_OUTSTANDING, _MOST_OUTSTANDING = 256, 20_000  # these are to be answered, or refused, after the end
 
 

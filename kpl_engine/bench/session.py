@@ -27,7 +27,7 @@ from kpl_engine.server.settings import ServerSettings, model_name
 __all__ = ["Session"]
 
 _OFFLINE_REQUESTS = 4  # under way at a server: half of what it admits, so that it refuses none
-_LEAST_PATIENCE_S, _BOUNDS_OF_PATIENCE, _STREAM_PATIENCE_S = 2.0, 20.0, 60.0
+_LEAST_PATIENCE_S, _STREAM_PATIENCE_S = 2.0, 60.0
 
 
 class Session:
@@ -58,7 +58,9 @@ class Session:
         self.rng = np.random.default_rng(settings.seed)
         self._stack = ExitStack()
         try:
-            with Engine.load(settings.bundle, settings.device) as engine:
+            # A server has the GPU of this machine to itself.
+            device = "cpu" if settings.url is not None and settings.device == "auto" else settings.device
+            with Engine.load(settings.bundle, device) as engine:
                 self.samples = make_samples(settings, engine)
                 if settings.url is None:
                     bundle = self._bundle(engine, folder)
@@ -114,8 +116,9 @@ class Session:
         model = find_model(settings, engine)
         if model.address.is_loopback:
             self.notes.append("client and server share the cores of this machine")
+        bound_s = settings.latency_bound_ms / 1e3
         at_once, patience_s = {
-            "Server": (None, max(_LEAST_PATIENCE_S, _BOUNDS_OF_PATIENCE * settings.latency_bound_ms / 1e3)),
+            "Server": (None, max(_LEAST_PATIENCE_S, 2 * bound_s, min(20 * bound_s, _STREAM_PATIENCE_S))),
             "Offline": (_OFFLINE_REQUESTS, _STREAM_PATIENCE_S),
         }.get(self.scenario, (1, _STREAM_PATIENCE_S))
         payloads = Payloads.of(settings.input_kind, self.samples.payloads)

@@ -16,6 +16,7 @@ __all__ = ["probe_of", "speed_fields", "verdict_fields"]
 
 _MLPERF_S = 600.0
 _LATE_SHARE = 0.1
+_BYTES_OF_QUERY, _MANY_BYTES = 450, 32 << 20  # measured with 5 million
 
 
 def speed_fields(scenario: str, trace: Trace) -> Scenario:
@@ -61,6 +62,9 @@ def _notes(outcome: Outcome, plan: Plan) -> list[str]:
         notes.append(
             f"{plan.duration_s:g} s are shorter than the {_MLPERF_S:g} s MLPerf's rules ask for: not an MLPerf result"
         )
+    if plan.num_planned * _BYTES_OF_QUERY > _MANY_BYTES:
+        megabytes = plan.num_planned * _BYTES_OF_QUERY / 1e6
+        notes.append(f"about {megabytes:.0f} MB of the resident memory are LoadGen's {plan.num_planned:,} queries")
     if outcome.num_failed and outcome.summary is not None and plan.scenario == "Server":
         notes.append(
             f"{outcome.num_failed} of {outcome.num_issued} queries had no answer; LoadGen was told of their end after "

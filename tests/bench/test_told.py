@@ -53,6 +53,13 @@ def test_the_verdict_is_passed_on_and_a_short_run_is_said_to_be_none_of_mlperf()
     assert verdict_fields(outcome_of([1.0] * 300), long)["notes"] == []
 
 
+def test_memory_of_loadgens_own_is_told():
+    """450 bytes a query: a million of them would be taken for memory of the engine."""
+    many = Plan("Server", 1000.0, 9, 0, rate=1000.0)
+    notes = verdict_fields(outcome_of([1.0] * 300), many)["notes"]
+    assert notes == ["about 450 MB of the resident memory are LoadGen's 1,000,000 queries"]
+
+
 def test_failures_and_a_late_generator_are_told():
     found = verdict_fields(outcome_of([1.0] * 300, issued=310, codes={"OK": 300, "429": 10}, delay_ms=0.3), PLAN)
     assert any("LoadGen knows of no failures" in note for note in found["notes"])
