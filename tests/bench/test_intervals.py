@@ -34,8 +34,8 @@ def share_covered(repeats, count, statistic, truth, draw):
     return sum(each["low"] <= truth <= each["high"] for each in told) / len(told), len(told)
 
 
-# Bin(120, 0.95) is below 0.87 * 120 with probability 4e-4, and above 0.992 * 120 with 0.002: a fixed seed decides it
-# once, and an interval that is too narrow (coverage 0.8) or that holds everything is out.
+# Measured over 1,000 repeats: 0.962, 0.959 and 0.951. Bin(120, 0.95) is below 0.87 * 120 with probability 4e-4, and
+# above 0.992 * 120 with 0.002: an interval that is too narrow (coverage 0.8), or that holds everything, is out.
 @pytest.mark.parametrize(("statistic", "truth"), [("50", math.log(2)), ("99", math.log(100)), ("mean", 1.0)])
 def test_95_percent_intervals_of_independent_latencies_hold_the_truth_as_often_as_they_say(statistic, truth):
     covered, told = share_covered(120, 400, statistic, truth, lambda rng, count: rng.exponential(size=count))
@@ -43,19 +43,19 @@ def test_95_percent_intervals_of_independent_latencies_hold_the_truth_as_often_a
     assert 0.87 <= covered <= 0.992
 
 
-# Blocks of a series that lasts cover somewhat less than they say: 0.92 measured over 2,000 repeats of this. Bin(120,
-# 0.92) is below 0.82 * 120 with probability 3e-4. Without their order the same latencies cover 0.45 to 0.75.
+# Measured over 1,000 repeats: 0.951, 0.944 and 0.945. The bound is as above. The same latencies without their order
+# cover 0.53, 0.74 and 0.43 (200 repeats), as intervals do that take them for independent.
 @pytest.mark.parametrize(("statistic", "order_matters"), [("50", True), ("99", False), ("mean", True)])
 def test_intervals_of_latencies_that_last_hold_the_truth(statistic, order_matters):
     truth = math.exp(0.045) if statistic == "mean" else math.exp(0.3 * NormalDist().inv_cdf(float(statistic) / 100))
     covered, told = share_covered(120, 2500, statistic, truth, lambda rng, count: lasting(rng, count, 0.8))
     assert told >= 110
-    assert covered >= 0.82
+    assert covered >= 0.87
     if order_matters:
         shuffled, _ = share_covered(
             40, 2500, statistic, truth, lambda rng, count: rng.permutation(lasting(rng, count, 0.8))
         )
-        assert shuffled < 0.8
+        assert shuffled < 0.8  # P(Bin(40, 0.53) >= 32) is 5e-4
 
 
 def test_the_interval_of_a_median_of_independent_values_is_that_of_order_statistics():
