@@ -159,12 +159,14 @@ def test_a_server_that_says_nothing_is_not_waited_for():
 
 def test_closing_ends_what_is_under_way():
     with SilentServer() as silent:
-        target = RemoteTarget(model_at(silent.port), Payloads.of("files", [b"a"]), patience_s=60.0)
+        target = RemoteTarget(model_at(silent.port), Payloads.of("files", [b"a"]), patience_s=30.0)
         ended = queue.Queue()
         target.submit([0], ended.put)
         while not silent.connections:
             time.sleep(0.01)
+        started = time.monotonic()
         target.close()
+        assert time.monotonic() - started < 20  # and not when its patience is out
         assert ended.get(timeout=PATIENCE_S) == "timed out"
         assert not target._thread.is_alive()
 
