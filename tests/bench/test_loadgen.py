@@ -124,7 +124,7 @@ from pathlib import Path
 from kpl_engine.bench import loadgen
 from kpl_engine.bench.plan import Plan
 from tests.bench.targets import TimedTarget
-loadgen._SLACK_S = -7.53
+loadgen._SLACK_S = -7.0
 target = TimedTarget(most=10_000, code_of=lambda i: "OK" if i < 30 else {code!r})
 plan = Plan({scenario!r}, 2.0, 9, 3, expected_ms=2.0, rate=200.0 if {scenario!r} == "Server" else 4000.0)
 out = loadgen.run_load(plan, target, Path({str(tmp_path)!r}))
