@@ -10,7 +10,7 @@ CORE = $(wildcard CMakeLists.txt cmake/* kernels/CMakeLists.txt kernels/cpu/CMak
 MAKEFLAGS += --no-print-directory
 OLD_PYTHON = kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ...
 
-.PHONY: help demo test lint types contracts check bench clean
+.PHONY: help demo test lint types contracts check bench bench-full clean
 .PHONY: core-test core-sanitize core-aarch64 core-fuzz
 .PHONY: grpc-proto
 .PHONY: cuda-compile cuda-bounds test-gpu bench-gpu
@@ -25,7 +25,8 @@ help:
 	@echo "make core-aarch64   cross-compiled and emulated (Debian: g++-aarch64-linux-gnu qemu-user)"
 	@echo "make cuda-compile   nvcc compiles the GPU kernels for every architecture; registers and spills against their bounds"
 	@echo "make cuda-bounds    writes those bounds anew (kernels/bounds.json)"
-	@echo "make bench          the benchmarks of benchmarks/ (slow)"
+	@echo "make bench          the benchmarks of benchmarks/ in short, and the README's tables from them"
+	@echo "make bench-full     the same as long as the README's tables were measured"
 	@echo "make test-gpu       on a machine with an NVIDIA GPU: the kernels' tests on it, and under compute-sanitizer"
 	@echo "make bench-gpu      on a machine with an NVIDIA GPU: the figures of benchmarks/README.md (predicted: BENCH=--dry-run)"
 	@echo "make grpc-proto     compiles the messages of the gRPC door anew"
@@ -121,11 +122,16 @@ cuda-compile:
 cuda-bounds:
 	$(PYTHON) kernels/check_bounds.py --jobs $(JOBS) --write $(FIGURES_ARGUMENT)
 
-bench: .venv-dev/ready-yes
-	.venv-dev/bin/python benchmarks/learn_proxies.py
-	.venv-dev/bin/python benchmarks/end_to_end.py
-	.venv-dev/bin/python benchmarks/cold_start.py
-	.venv-dev/bin/python benchmarks/serving.py --quick
+# In turn, and alone on the machine. The tables of the pages are those of the newest results, whichever these are.
+bench: BENCH_OPTION = --quick
+bench bench-full: .venv-dev/ready-yes
+	.venv-dev/bin/python $(PIP) install -c constraints.txt -e ".[rival-openvino]"
+	.venv-dev/bin/python benchmarks/learn_proxies.py $(BENCH_OPTION)
+	.venv-dev/bin/python benchmarks/end_to_end.py $(BENCH_OPTION)
+	.venv-dev/bin/python benchmarks/cold_start.py $(BENCH_OPTION)
+	.venv-dev/bin/python benchmarks/rivals.py $(BENCH_OPTION)
+	.venv-dev/bin/python benchmarks/serving.py $(BENCH_OPTION)
+	.venv-dev/bin/python benchmarks/tables.py
 
 # The messages of the gRPC door, after an edit of kpl_engine/server/grpc/*.proto.
 grpc-proto: .venv-dev/ready-yes

@@ -63,7 +63,10 @@ def start_once(python: Path, bundle: Path, image: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="three rounds")
     args = parser.parse_args()
+    if args.quick:
+        args.repeats = 3
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         python = runtime_python(folder / "venv")
@@ -83,7 +86,7 @@ def main() -> None:
     print(f"environment {size_mb:.0f} MB")
     record = machine_record(("kpl-engine", "onnxruntime", "numpy", "pillow"))
     record |= {"environment_mb": size_mb, "installed": installed.split("\n"), "median": rows, "samples": samples}
-    print(f"-> {save('cold_start', record)}")
+    print(f"-> {save('cold_start' + ('-quick' if args.quick else ''), record)}")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ def main() -> None:
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 8, 64, 512])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="two rounds without the largest size")
     args = parser.parse_args()
+    if args.quick:
+        args.sizes, args.repeats = [1, 8, 64], 2
     with tempfile.TemporaryDirectory() as scratch:
         bundle = make_bundle(Path(scratch), args.model)
         paths = make_images(Path(scratch) / "images", max(args.sizes))
@@ -73,7 +76,7 @@ def main() -> None:
         print(f"{size:6d}  " + "".join(f"{row[stage]:14.2f}" for stage in STAGES))
     record = machine_record(("kpl-engine", "onnxruntime", "numpy", "pillow"))
     record |= {"model": args.model, "repeats": args.repeats, "median_ms": rows, "samples_ms": samples}
-    print(f"-> {save('end_to_end', record)}")
+    print(f"-> {save('end_to_end' + ('-quick' if args.quick else ''), record)}")
 
 
 if __name__ == "__main__":

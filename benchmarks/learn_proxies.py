@@ -165,9 +165,14 @@ def main() -> None:
     parser.add_argument(
         "--sizes", type=int, default=len(GOALS), help="how many of the sizes, in the order of the table"
     )
+    parser.add_argument(
+        "--quick", action="store_true", help="two rounds of all but the largest size, `stable_greenkhorn` labels"
+    )
     parser.add_argument("--labels", nargs="+", choices=LABELS, default=LABELS)
     parser.add_argument("--no-save", action="store_true")
     args = parser.parse_args()
+    if args.quick:
+        args.repeats, args.sizes, args.labels = 2, len(GOALS) - 1, LABELS[:1]
     torch.set_num_threads(THREADS)
     core, load, rates = cpu.core(), os.getloadavg(), {}
     if core:
@@ -193,7 +198,7 @@ def main() -> None:
         "rows": rows,
     }
     if not args.no_save:
-        print(f"written: {save('learn_proxies', record)}")
+        print(f"written: {save('learn_proxies' + ('-quick' if args.quick else ''), record)}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ QUICK = Plan(
 class Contender:
     """A rival, its process, and what became of it. ``reason``: why it is not measured (any more)."""
 
-    index: int
+    number: int
     rival: Rival
     worker: Worker | None = None
     reason: str = ""
@@ -141,13 +141,13 @@ def set_up(work: Path) -> dict[str, Any]:
 def choose(device: str, tasks: set[str], names: list[str] | None) -> list[Contender]:
     """The rivals of that device, ours first; those of the other device are told as not run."""
     found = []
-    for index, rival in enumerate(RIVALS):
+    for number, rival in enumerate(RIVALS):
         if not tasks.intersection(rival.tasks) or (names and rival.name not in (OURS, *names)):
             continue
         if rival.device == device:
-            found.append(Contender(index, rival))
+            found.append(Contender(number, rival))
         elif rival.device == "cuda":
-            found.append(Contender(index, rival, reason="not run: needs an NVIDIA GPU, and --device cuda"))
+            found.append(Contender(number, rival, reason="not run: needs an NVIDIA GPU, and --device cuda"))
     return found
 
 
@@ -183,8 +183,9 @@ def open_rival(stack: contextlib.ExitStack, work: Path, each: Contender, tasks: 
     """Start its process and load it, or note why not."""
     if each.reason:
         return
-    log = work / f"rival-{each.index}.log"
-    given = {"index": each.index, "work": str(work), "threads": THREADS, "batch": BATCH, "log": str(log)}
+    rival, log = each.rival, work / f"rival-{each.number}.log"
+    given = {"opens": rival.opens, "device": rival.device, "options": dict(rival.options)}
+    given |= {"work": str(work), "threads": THREADS, "batch": BATCH, "log": str(log)}
     each.worker = stack.enter_context(Worker("rivals_worker.py", json.dumps(given)))
     found = each.ask("open", tasks=sorted(tasks.intersection(each.rival.tasks)))
     if found is not None:
@@ -195,8 +196,7 @@ def open_rival(stack: contextlib.ExitStack, work: Path, each: Contender, tasks: 
 
 def check_case(work: Path, contenders: list[Contender], task: str, size: Any) -> None:
     """Hold every answer of one case to what is right; who is wrong takes no further part."""
-    exact = None if task == ENCODE else expected_logits(work, task, size)
-    features = np.load(work / "features.npy")
+    expected = expected_features(work, size) if task == ENCODE else expected_logits(work, task, size)
     for each in contenders:
         if task not in each.rival.tasks:
             continue
@@ -204,14 +204,19 @@ def check_case(work: Path, contenders: list[Contender], task: str, size: Any) ->
         if found is None:
             continue
         with np.load(found["path"]) as answer:
-            if exact is None:
-                check = check_features(answer["features"], features[: checked_parts(size)[-1].stop])
+            if task == ENCODE:
+                check = check_features(answer["features"], expected)
             else:
-                bound = LOGIT_BOUNDS[each.rival.opens.startswith("rivals_kpl")]
-                check = check_labels(answer["labels"], answer.get("logits"), exact, bound)
+                bound = LOGIT_BOUNDS[each.rival.name.startswith(OURS)]
+                check = check_labels(answer["labels"], answer.get("logits"), expected, bound)
         each.checks[json.dumps([task, size])] = check
         if not check["is_right"]:
             each.reason = f"WRONG ANSWER at {task} {size}: {check['reason']}"
+
+
+def expected_features(work: Path, size: int) -> Any:
+    """Of the float32 torch model, (n, d), for the pictures that are checked."""
+    return np.load(work / "features.npy")[: checked_parts(size)[-1].stop]
 
 
 def expected_logits(work: Path, task: str, size: Any) -> Any:

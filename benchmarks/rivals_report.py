@@ -30,7 +30,6 @@ def rows_of(task: str, size: Any, turns: Mapping[str, Sequence[Turn]]) -> list[d
         ratios = [
             statistics.median(run["ms"]) / statistics.median(ours["ms"]) for run, ours in zip(runs, base, strict=True)
         ]
-        spent = [run["cpu_s_per_call"] for run in runs if "cpu_s_per_call" in run]
         rows.append(
             {
                 "task": task,
@@ -43,7 +42,7 @@ def rows_of(task: str, size: Any, turns: Mapping[str, Sequence[Turn]]) -> list[d
                 "count": len(ms),
                 "ratio": statistics.median(ratios),
                 "ratio_spread": [min(ratios), max(ratios)],
-                "cpu_ms_per_picture": statistics.median(spent) * 1e3 / num_pictures if spent else None,
+                "cpu_ms_per_picture": statistics.median(run["cpu_s_per_call"] for run in runs) * 1e3 / num_pictures,
                 "resident_mb": max(run["resident_mb"] for run in runs),
                 "peak_mb": max(run["peak_mb"] for run in runs),
                 "first_ms": statistics.median(run["first_ms"] for run in runs),
@@ -69,9 +68,13 @@ def table_lines(record: Mapping[str, Any]) -> list[str]:
             f"| {_what(row)} | {row['rival']} | {_ms(row['median_ms'])} | {tail} | {ratio} | {_cpu(row)} | "
             f"{row['resident_mb']:,.0f} MB |"
         )
-    missing = [f"{name} ({rival['reason']})" for name, rival in record["rivals"].items() if rival["reason"]]
+    missing: dict[str, list[str]] = {}
+    for name, rival in record["rivals"].items():
+        if rival["reason"]:
+            missing.setdefault(rival["reason"], []).append(name)
     if missing:
-        lines += ["", f"Not measured: {'; '.join(missing)}."]
+        said = [f"{'; '.join(names)} ({reason})" for reason, names in missing.items()]
+        lines += ["", f"Not measured: {'; '.join(said)}."]
     return lines
 
 
@@ -82,7 +85,7 @@ def _what(row: Mapping[str, Any]) -> str:
 
 
 def _cpu(row: Mapping[str, Any]) -> str:
-    return "–" if row["task"] == ADAPT or row["cpu_ms_per_picture"] is None else f"{row['cpu_ms_per_picture']:.1f}"
+    return "–" if row["task"] == ADAPT else f"{row['cpu_ms_per_picture']:.1f}"
 
 
 def _ms(value: float) -> str:

@@ -1,6 +1,6 @@
 """One rival in a process of its own, which sleeps between its turns: JSON lines in, JSON lines out.
 
-    rivals_worker.py '{"index": 0, "work": ..., "threads": 2, "batch": 8, "log": ...}'
+    rivals_worker.py '{"opens": "rivals_onnx:NumpyLoop", "device": "cpu", "options": {}, "work": ..., "threads": 2, ..}'
 
 Jobs: {"what": "open", "tasks": [...]}, {"what": "answer", "task", "size", "path"}, {"what": "turn", "task", "size",
 "seconds"}. What libraries print goes to the log.
@@ -29,10 +29,7 @@ class Turns:
     """Answers and times of one rival."""
 
     def __init__(self, given: dict[str, Any]) -> None:
-        from rivals_list import RIVALS
-
-        self.given, self.rival = given, RIVALS[given["index"]]
-        self.work = Path(given["work"])
+        self.given, self.work = given, Path(given["work"])
         self.calls: dict[str, Callable[[], Any]] = {}
 
     def open(self, tasks: list[str]) -> dict[str, Any]:
@@ -41,10 +38,10 @@ class Turns:
 
         begin = time.perf_counter()
         try:
-            module, _, name = self.rival.opens.partition(":")
+            module, _, name = self.given["opens"].partition(":")
             make = getattr(importlib.import_module(module), name)
-            shared = (self.work, self.given["threads"], self.given["batch"], self.rival.device)
-            self.opened = make(*shared, **dict(self.rival.options))
+            shared = (self.work, self.given["threads"], self.given["batch"], self.given["device"])
+            self.opened = make(*shared, **self.given["options"])
             if set(tasks) - {ADAPT}:
                 self._open_pictures()
         except ModuleNotFoundError as error:
@@ -83,15 +80,13 @@ class Turns:
     def turn(self, task: str, size: Any, seconds: float) -> dict[str, Any]:
         """Milliseconds of each call for so long. The first, on caches gone cold, counts only if there is no other."""
         call = self._call(task, size)
-        first = _timed(call)
-        ms: list[float] = []
-        before, begin = _cpu_s(), time.perf_counter()
+        before = _cpu_s()
+        ms = [first := _timed(call)]
         if first < seconds * 1e3:
+            ms, before, begin = [], _cpu_s(), time.perf_counter()
             while not ms or time.perf_counter() - begin < seconds:
                 ms.append(_timed(call))
-        spent = _cpu_s() - before
-        told = {"ms": ms or [first], "first_ms": first, **memory()}
-        return told | ({"cpu_s_per_call": spent / len(ms)} if ms else {})
+        return {"ms": ms, "first_ms": first, "cpu_s_per_call": (_cpu_s() - before) / len(ms), **memory()}
 
     def _call(self, task: str, size: Any) -> Callable[[], Any]:
         key = json.dumps([task, size])

@@ -25,7 +25,7 @@ from tables_rows import PROSE, TABLES
 __all__ = ["PAGES", "check_prose", "newest", "rewritten"]
 
 PAGES = ("README.md", "benchmarks/README.md", "docs/serving.md")
-_BLOCK = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end table -->)", re.DOTALL)
+_BLOCK = re.compile(r"^(<!-- table: (\S+) -->\n)(.*?)^(<!-- end table -->)$", re.DOTALL | re.MULTILINE)
 
 
 def newest(name: str, results: Path = RESULTS) -> Path | None:
@@ -46,7 +46,7 @@ def rewritten(text: str, results: Path = RESULTS) -> str:
     ValueError
         A table of a name that nothing writes, or a marker without its end.
     """
-    if text.count("<!-- table: ") != len(_BLOCK.findall(text)):
+    if len(re.findall("^<!-- table: ", text, re.MULTILINE)) != len(_BLOCK.findall(text)):
         raise ValueError("a `<!-- table: NAME -->` has no `<!-- end table -->`")
 
     def made(block: re.Match[str]) -> str:
