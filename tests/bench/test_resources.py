@@ -115,7 +115,7 @@ def write_proc(proc, ticks, busy, resident_kb):
     fields = ["S", *["0"] * 10, str(ticks), str(ticks), *["0"] * 20]
     (folder / "stat").write_text(f"42 (a) b (c) {' '.join(fields)}\n")
     (folder / "status").write_text(f"Name:\tx\nVmHWM:\t {resident_kb} kB\nVmRSS:\t {resident_kb // 2} kB\n")
-    (proc / "stat").write_text(f"cpu  {busy} 0 0 999 999 0 0 999 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    (proc / "stat").write_text(f"cpu  {busy} 0 0 {7 * busy} {5 * busy} 0 0 {3 * busy} 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
 
 
 def test_another_process_is_read_from_proc(tmp_path, monkeypatch):
