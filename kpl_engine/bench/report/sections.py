@@ -41,7 +41,7 @@ def scenario(found: Scenario, index: int) -> Markup:
     facts.append(_list(found.get("notes", [])))
     facts.append(_start(found))
     if found.get("loadgen"):
-        rows = [(key, value if isinstance(value, str) else f"{value:g}") for key, value in found["loadgen"].items()]
+        rows = [(key, value if isinstance(value, str) else f"{value:.15g}") for key, value in found["loadgen"].items()]
         facts.append(_folded("LoadGen's summary as it came", table(["", "value"], rows)))
     picture = _curve(found, f"curve-{index}") if "latency" in found else Markup("")
     return _panel(found["scenario"], element("div", join(facts)), element("div", picture), is_pair=True)

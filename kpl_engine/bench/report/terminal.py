@@ -25,7 +25,7 @@ from kpl_engine.bench.results import tells_speed, without_speed
 
 __all__ = ["render", "render_comparison"]
 
-_LEAST_WIDTH = 40
+_LEAST_WIDTH = 60
 _GAP = "  "
 
 
