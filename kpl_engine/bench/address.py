@@ -54,6 +54,12 @@ class Address:
         return ssl.create_default_context() if self.scheme == "https" else None
 
     @property
+    def roots(self) -> bytes | None:
+        """For grpcs the authorities that https would trust, PEM; None where OpenSSL has them in no one file."""
+        file = ssl.get_default_verify_paths().cafile if self.scheme == "grpcs" else None
+        return Path(file).read_bytes() if file else None
+
+    @property
     def netloc(self) -> str:
         """``host:port``, an IPv6 address in brackets."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

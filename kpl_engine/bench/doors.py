@@ -117,7 +117,10 @@ def import_grpc() -> Any:
 
 
 class GrpcDoor:
-    """A unary call with messages serialised beforehand, over a few channels in turn; made inside the event loop."""
+    """A unary call with messages serialised beforehand, over a few channels in turn; made inside the event loop.
+
+    ``roots`` are the certificates of authorities, PEM; None leaves gRPC its own.
+    """
 
     def __init__(
         self,
@@ -126,6 +129,7 @@ class GrpcDoor:
         channels: int = 4,
         *,
         is_secure: bool = False,
+        roots: bytes | None = None,
         token: str = "",
         method: str = "ModelInfer",
     ) -> None:
@@ -137,7 +141,7 @@ class GrpcDoor:
         ]
         place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         if is_secure:
-            secrets = grpc.ssl_channel_credentials()
+            secrets = grpc.ssl_channel_credentials(roots)
             self._channels = [grpc.aio.secure_channel(place, secrets, options=options) for _ in range(channels)]
         else:
             self._channels = [grpc.aio.insecure_channel(place, options=options) for _ in range(channels)]

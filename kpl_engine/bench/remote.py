@@ -65,7 +65,7 @@ class ServerModel:
         address, token = self.address, self.token
         if address.is_grpc:
             is_secure = address.scheme == "grpcs"
-            return GrpcDoor(address.host, address.port, is_secure=is_secure, token=token)
+            return GrpcDoor(address.host, address.port, is_secure=is_secure, roots=address.roots, token=token)
         path = f"{address.prefix}/v2/models/{self.name}/infer"
         headers = (f"Authorization: Bearer {token}",) if token else ()
         return HttpDoor(address.host, address.port, path, headers, address.tls)
