@@ -62,7 +62,10 @@ def main() -> None:
 
 def _beat(channel: Channel, over: threading.Event) -> None:
     while not over.wait(_BEAT_S):
-        channel.send("alive")
+        try:
+            channel.send("alive")
+        except BrokenPipeError:
+            os._exit(1)  # whoever started this is gone: a load that nobody waits for is a nuisance
 
 
 def _run_scenario(job: Job, channel: Channel) -> None:

@@ -1,7 +1,11 @@
 """The process of a scenario from end to end: real LoadGen, the demo bundle."""
 
+import subprocess
+import sys
+
 import pytest
 
+from kpl_engine.bench.channel import Job
 from kpl_engine.bench.scenarios import run_scenarios
 from kpl_engine.data import demo_bundle
 from tests.bench.made import fitted_bundle
@@ -95,3 +99,15 @@ def test_an_error_of_ours_is_told_in_its_words(tmp_path):
     (record,) = run(settings_for(tmp_path / "none.kpl", "Offline"))
     assert "none.kpl" in record["error"]
     assert "last words" not in record["error"]  # as a crash is told
+
+
+def test_a_process_whose_parent_is_gone_ends(bundle, tmp_path):
+    command = [sys.executable, "-m", "kpl_engine.bench.worker"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        job = Job(settings_for(bundle, "SingleStream", duration_s=600.0), "SingleStream", tmp_path)
+        process.stdin.write(job.to_json().encode() + b"\n")
+        process.stdin.flush()
+        while b"warm-up" not in process.stdout.readline():
+            assert process.poll() is None
+        process.stdout.close()
+        assert process.wait(30) == 1
