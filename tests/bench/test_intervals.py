@@ -80,6 +80,16 @@ def test_a_run_that_drifts_has_no_interval_rather_than_a_narrow_one():
     assert interval_of(drifting, "50")["low"] is None
 
 
+def test_a_tail_too_thin_to_show_it_is_not_taken_for_independent_where_the_level_lasts():
+    """Half a run at 5 ms, half at 6 ms, six spikes at random: of the spikes alone one would know p99."""
+    rng = np.random.default_rng(1)
+    values = np.repeat([5.0, 6.0], 250) + 0.1 * rng.random(500)
+    values[rng.choice(500, 6, replace=False)] += rng.random(6)
+    assert resampled_sums((values <= np.sort(values)[494]).astype(float), rng) is not None
+    assert interval_of(values, "99")["low"] is None
+    assert interval_of(rng.permutation(values), "99")["low"] is not None
+
+
 def test_equal_values_have_an_interval_without_width():
     assert interval_of([3.0] * 50, "50") == {"value": 3.0, "low": 3.0, "high": 3.0}
     assert interval_of([3.0] * 50, "mean") == {"value": 3.0, "low": 3.0, "high": 3.0}

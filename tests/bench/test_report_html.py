@@ -287,7 +287,7 @@ def test_a_browser_shows_it_without_scrolling_sideways_and_fetches_nothing(resul
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile"):
         options.add_argument(argument)
     options.add_experimental_option("mobileEmulation", {"deviceMetrics": {"width": width, "height": 800}})
-    result["subject"]["bundle"] = "a-very-long-name-without-any-room-to-break-it" * 3 + ".kpl"
+    result["subject"]["bundle"] = "a_very_long_name_without_any_room_to_break_it" * 3 + ".kpl"
     result["command"] += " --images " + "x" * 300
     path = tmp_path / "report.html"
     path.write_text(html.render(result), encoding="utf-8")

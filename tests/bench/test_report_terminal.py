@@ -47,6 +47,20 @@ def test_lines_keep_the_width(result, width):
     assert all(line.endswith("same within noise") for line in rows)
 
 
+def test_what_scenarios_have_in_common_is_said_once_and_reasons_where_loadgen_objects(result):
+    result["scenarios"][0]["reasons"] = ["Min duration satisfied : Yes"]
+    text = render(result)
+    assert "SingleStream, MultiStream, Server, Offline: 10 s; MLPerf's rules ask for 600 s" in text
+    assert text.count("MLPerf's rules") == 1
+    assert "LoadGen of Server:\n  Early stopping satisfied: NO\n  Would need to run at least 315 more" in text
+    assert "Min duration satisfied" not in text
+
+
+def test_a_long_name_does_not_widen_the_table(result):
+    result["scenarios"][0]["scenario"] = "S" * 300
+    assert max(map(len, render(result, 80).splitlines()[:-1])) <= 80
+
+
 def test_texts_of_a_file_have_no_power_over_the_terminal(result):
     hostile = "\x1b]0;owned\x07\x1b[2J\r\n\u202eevil"
     result["subject"] |= {"bundle": hostile, "encoder": hostile, "samples": hostile}

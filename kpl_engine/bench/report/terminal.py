@@ -96,11 +96,18 @@ def _verdicts(result: Result, width: int) -> list[str]:
         return []
     rows = [[each["scenario"], _queries(each), verdict(each), answers(each), _busy(each)] for each in scenarios]
     lines = ["", *_table(["", "queries", "LoadGen", "answers", "CPU, memory"], rows, width)]
+    said: dict[str, list[str]] = {}  # what several scenarios have in common is said once
     for each in scenarios:
-        wrong = [check["reason"] for check in checks_of(each) if not check["is_right"]]
         errors = [f"ended early: {each['error']}"] if "error" in each else []
-        for text in [*errors, *wrong, *each.get("reasons", ()), *each.get("notes", ())]:
-            lines += _wrapped(f"{each['scenario']}: {text}", width)
+        wrong = [check["reason"] for check in checks_of(each) if not check["is_right"]]
+        for text in [*errors, *wrong, *each.get("notes", ())]:
+            said.setdefault(text, []).append(each["scenario"])
+    for text, names in said.items():
+        lines += _wrapped(f"{', '.join(names)}: {text}", width)
+    for each in scenarios:
+        if not each.get("is_valid", True) and each.get("reasons"):
+            lines += _wrapped(f"LoadGen of {each['scenario']}:", width)
+            lines += [line for text in each["reasons"] for line in _wrapped(text, width, _GAP)]
     return lines
 
 
@@ -198,5 +205,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> 
     return lines
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(printable(text), width, subsequent_indent=_GAP, break_on_hyphens=False)
+def _wrapped(text: str, width: int, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        printable(text), width, initial_indent=indent, subsequent_indent=indent + _GAP, break_on_hyphens=False
+    )
