@@ -46,8 +46,8 @@ def measure_stages(engine: Engine, samples: Samples, settings: BenchSettings, se
     Two stages are what these took beside the stages that they time themselves. ``threads``, of `Engine.encode`:
     decoding threads start, hand over and end. (On the calling thread the same functions left 0.02 ms of 3.0 ms beside
     their stages, where `Engine.encode` left 0.86 ms of 6.2 ms: two busy cores, demo bundle.) ``record``, of
-    `Engine.answer`: checks, evidence, notices, and the record that is handed back. ``unexplained_share`` is of the mean
-    total, and what is still in none of them. A stage that did not run is absent.
+    `Engine.answer`: checks, evidence, notices, and the record that is handed back; ``notes`` tell the share of both.
+    ``unexplained_share`` is of the mean total, and what is still in none of them. A stage that did not run is absent.
 
     Files are read from a folder made for the run. The first call, and those that warm up, are told in ``notes`` and not
     counted. ``device_ms`` is by events of the GPU where the encoder is on one.
@@ -63,6 +63,11 @@ def measure_stages(engine: Engine, samples: Samples, settings: BenchSettings, se
     explained = sum(stage["mean"]["value"] for stage in stages.values())
     device = None if samples.kind == "features" else encode_on_gpu_ms(engine.encoder, samples.pixels, _DEVICE_CALLS)
     notes = [f"the first call took {first.total:.3g} ms; it and {len(warm)} more were not counted"]
+    beside = sum(stages[name]["mean"]["value"] for name in ("threads", "record") if name in stages)
+    notes.append(
+        f"{beside / total['mean']['value']:.1%} of the mean are what Engine.encode (threads) and Engine.answer "
+        "(record) took beside the stages that they time themselves"
+    )
     if samples.kind == "files":
         notes.insert(0, "files were read from the page cache, not from a disk")
     return {
@@ -105,7 +110,9 @@ def _caller(engine: Engine, samples: Samples, settings: BenchSettings, given: Se
         if found.failures:
             raise InputError(f"{samples.names[index % len(given)]}: {found.failures[0].message}")
         spent = {name: found.timings_ms[name] for name in (*_ENCODE, *_ANSWER) if name in found.timings_ms}
-        if samples.kind != "features":
+        if samples.kind == "features":
+            middle = started
+        else:
             spent["threads"] = (middle - started) * 1e3 - sum(spent[name] for name in _ENCODE)
         spent["record"] = (ended - middle) * 1e3 - sum(spent.get(name, 0.0) for name in _ANSWER)
         return _Call(spent, (ended - started) * 1e3)

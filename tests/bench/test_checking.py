@@ -90,6 +90,20 @@ def test_wrong_answers_are_caught(how, method, mode):
     assert reference.check(answer_of)["is_right"]
 
 
+def test_rows_in_the_wrong_reply_are_caught_though_their_number_is_right():
+    reference, answer_of = ready()
+    kept = []
+
+    def late(indices):
+        P = answer_of(indices)
+        kept.append(P[-1:])
+        return P[:-1] if len(kept) == 1 else np.vstack([kept[0], P])
+
+    check = reference.check(late)
+    assert not check["is_right"]
+    assert check["reason"] == "expected probabilities of shape (8, 3), got (7, 3)"
+
+
 def test_a_wrong_answer_to_one_picture_is_caught_where_it_is_asked_for():
     reference, answer_of = ready(check_samples=19)
 
