@@ -116,6 +116,14 @@ def test_every_picture_has_a_title_a_description_and_its_numbers(result):
     assert "1500 queries; p50" in page.text
 
 
+def test_loadgens_lines_are_in_sight_where_it_objects(result):
+    result["scenarios"][0]["reasons"] = ["Min duration satisfied : Yes", "Min queries satisfied : Yes"]
+    page = Page(html.render(result))
+    assert page.text.count("What LoadGen adds") == 2
+    assert [each for each in page.all("details") if "open" in each] == [{"open": "open"}]
+    assert "Min duration satisfied : Yes\nMin queries satisfied : Yes\n" in page.texts
+
+
 def test_the_figures_of_the_result_are_in_it(result):
     page = Page(html.render(result))
     for each in result["scenarios"][:3]:

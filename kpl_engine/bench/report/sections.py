@@ -37,7 +37,7 @@ def scenario(found: Scenario, index: int) -> Markup:
         facts.append(element("p", "Ended early: ", found["error"], class_="bad"))
     if "verdict" in found:
         facts.append(element("p", "LoadGen: ", element("strong", found["verdict"], class_=_mood(found))))
-    facts += [element("p", "What LoadGen adds:"), _list(found["reasons"])] if found.get("reasons") else []
+    facts.append(_reasons(found))
     facts.append(_list(found.get("notes", [])))
     facts.append(_start(found))
     if found.get("loadgen"):
@@ -188,6 +188,15 @@ def _how(found: Scenario) -> str:
         parts.append(f"{count(found['num_failed'])} without an answer")
     codes = ", ".join(f"{code}: {count(times)}" for code, times in found.get("codes", {}).items())
     return "; ".join([*parts, f"codes {codes}"] if codes else parts) + "."
+
+
+def _reasons(found: Scenario) -> Markup:
+    """LoadGen's own lines; in sight where it objects."""
+    if not found.get("reasons"):
+        return Markup("")
+    lines = join([join([text, Markup("\n")]) for text in found["reasons"]])
+    opened = {} if found.get("is_valid") else {"open": "open"}
+    return element("details", element("summary", "What LoadGen adds"), element("pre", lines, tabindex=0), **opened)
 
 
 def _start(found: Scenario) -> Markup:
