@@ -151,7 +151,7 @@ def _verdict(pair: Pair, effect: float, bounds: tuple[float, float] | None, p: f
     if not math.isfinite(effect):
         return "cannot tell", "nothing was measured in one of them"
     if bounds is None or p is None:
-        return "cannot tell", pair.why or "too few values for an interval; measure for longer"
+        return "cannot tell", pair.why or "too few independent values for an interval; measure for longer"
     if p <= _ALPHA and abs(effect) >= _LEAST:
         return ("faster" if (effect < 0.0) is pair.less_is_faster else "slower"), ""
     if p <= _ALPHA:

@@ -18,7 +18,7 @@ __all__ = ["Pair", "pairs"]
 _SAME_RATE = 1e-3  # at 70 % of capacity, 1 % more load moves a latency by about 2 %
 _LATENCIES = ("mean", "50", "90", "99", "99.9")
 _ONE_VALUE = "one value a run: its noise is not known"
-_TOO_FEW = "too few values for an interval; measure for longer"
+_TOO_FEW = "too few independent values for an interval; measure for longer"
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def test_every_part_of_a_result_is_compared(result):
     assert row(found, "Offline rate").ratio < 1.0  # of a rate, less is slower
     assert row(found, "Offline rate").unit == "samples/s"
     unknown = {each.what: each.why for each in found.rows if each.verdict == "cannot tell"}
-    assert unknown["cold start"] == "too few values for an interval; measure for longer"
+    assert unknown["cold start"] == "too few independent values for an interval; measure for longer"
     assert unknown["peak within the bound"] == "one search a run: its noise is not known"
     assert "Offline p50" not in {each.what for each in found.rows}  # a place in a queue is no latency
 

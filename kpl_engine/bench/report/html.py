@@ -21,7 +21,7 @@ _HOW_TO_READ = (
     "A percentile is a latency that was seen (nearest rank), told from 1 / (1 - q) queries on: 100 for p99, 1,000 for "
     "p99.9.",
     "Small figures are 95 % intervals by a moving-block bootstrap, since latencies that follow one another are alike; "
-    "a dash says that there are too few queries for one.",
+    "a dash says that there are too few queries for one, or that they stay alike for too long.",
     "The intervals hold for this run. What changes from run to run (placement in memory, clocks, neighbours) is not in "
     "them; kpl-engine bench compare holds runs against each other.",
     "Latencies of Server count from when a query was due, so a stall counts for every query that it kept waiting.",
