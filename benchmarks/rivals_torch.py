@@ -37,6 +37,7 @@ class OpenClip(PictureRival):
     def __init__(self, work: Path, threads: int, batch: int, device: str, mode: str = "eager") -> None:
         super().__init__(work, threads, batch, device)
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = False  # on by default, for convolutions alone: equal answers
         self.mode = mode
         self.settings |= {"mode": mode, "float32_matmul_precision": torch.get_float32_matmul_precision()}
 

@@ -48,7 +48,8 @@ class Turns:
             missing = error.name or "?"
             return {"skipped": f"{missing} is not installed; {hint(missing)}"}
         except Exception as error:  # of any library
-            return {"skipped": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300]}"}
+            said = str(error).strip() or "no reason given"
+            return {"skipped": f"{type(error).__name__}: {said.splitlines()[0][:300]}"}
         return {"ready_s": time.perf_counter() - begin, "settings": self.opened.settings, **memory()}
 
     def _open_pictures(self) -> None:

@@ -64,6 +64,16 @@ def test_every_rival_is_written_and_every_extra_exists():
     assert hint("openvino.runtime") == 'pip install ".[rival-openvino]"'
 
 
+def test_rivals_of_a_gpu_are_told_as_not_run_elsewhere(rivals):
+    chosen = rivals.choose("cpu", {"encode"}, None)
+    gpu = {rivals.name_of(each): each.reason for each in chosen if each.rival.device == "cuda"}
+    assert {"open_clip, CUDA graphs, CUDA", "ONNX Runtime, CUDA"} <= set(gpu)
+    assert all(reason.startswith("not run: needs an NVIDIA GPU") for reason in gpu.values())
+    assert next(rivals.name_of(each) for each in chosen if not each.reason) == "kpl-engine"
+    asked = rivals.choose("cuda", {"adapt"}, ["PyTorch loop"])
+    assert [rivals.name_of(each) for each in asked] == ["kpl-engine, CUDA", "PyTorch loop, CUDA"]
+
+
 @pytest.mark.parametrize("name", ["rivals.py", "rivals_worker.py"])
 def test_threads_are_counted_before_a_library_loads(name):
     """Above the line that sets them nothing is imported but the standard library."""
