@@ -40,7 +40,7 @@ def test_right_answers_pass(kind, method, mode):
         answer_of = EngineTarget(engine, kind, samples.payloads, mode=mode).answer_of
     else:
         reference, answer_of = ready(input_kind=kind, method=method, mode=mode)
-    for _ in range(3):
+    for _ in range(2):
         check = reference.check(answer_of)
         assert (check["is_right"], check["reason"], check["num_other_labels"]) == (True, "", 0), check
         assert check["num_pictures"] == 16
@@ -174,6 +174,23 @@ def test_other_pictures_are_drawn_where_rounding_decides(monkeypatch):
     check = reference.check(lambda indices: asked.append(len(indices)) or answer_of(indices))
     assert check["is_right"]
     assert asked == [16]  # nobody was asked about the others
+
+
+@pytest.mark.parametrize(("rare_at", "is_right"), [(7, True), (10**9, False)])
+def test_before_an_answer_is_wrong_the_reference_is_tried_more_often(monkeypatch, rare_at, is_right):
+    reference, _ = ready(method="proxy", mode="batch")
+    calls = []
+
+    def answers(X, *_):
+        calls.append(X)
+        P = np.full((len(X), 3), 1 / 3)
+        P[0, 0] += 0.002 * (len(calls) == rare_at)  # 1 + 3 calls, then 1 + 16: the second of the trials to come
+        return P
+
+    monkeypatch.setattr(checking, "batch_answers", answers)
+    check = reference.check(lambda indices: np.full((len(indices), 3), 1 / 3 + 0.001))
+    assert check["is_right"] == is_right
+    assert len(calls) == 1 + 3 + 1 + 16
 
 
 def test_compare_answers_tells_labels_only_where_the_reference_is_decided():
