@@ -10,7 +10,7 @@ from rivals_list import ADAPT, ENCODE, OURS
 
 from kpl_engine.bench.intervals import percentile
 
-__all__ = ["rows_of", "show_rivals", "table_lines"]
+__all__ = ["page_lines", "rows_of", "show_rivals", "table_lines"]
 
 QUIET_CORES = 0.05  # other processes that kept more busy than this may have moved a figure
 TITLES = {ENCODE: "pictures to features", ADAPT: "features to labels", "whole": "pictures to labels"}
@@ -54,28 +54,69 @@ def rows_of(task: str, size: Any, turns: Mapping[str, Sequence[Turn]]) -> list[d
 
 
 def table_lines(record: Mapping[str, Any]) -> list[str]:
-    """The table of the README: a line for each rival, size and task; who was not measured, and why, in the last."""
+    """The table of the terminal: a line for each rival, size and task; who was not measured, and why, in the last."""
     lines = [
         "| from, to | rival | median | p99 | time over ours (spread over rounds) | CPU ms a picture | resident |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
         low, high = row["ratio_spread"]
-        is_ours = row["rival"] in (OURS, f"{OURS}, CUDA")
-        ratio = "1" if is_ours else f"**{_times(row['ratio'])}** ({_times(low)} to {_times(high)})"
+        ratio = "1" if _is_ours(row) else f"**{_times(row['ratio'])}** ({_times(low)} to {_times(high)})"
         tail = "–" if row["p99_ms"] is None else f"{_ms(row['p99_ms'])}"
         lines.append(
             f"| {_what(row)} | {row['rival']} | {_ms(row['median_ms'])} | {tail} | {ratio} | {_cpu(row)} | "
             f"{row['resident_mb']:,.0f} MB |"
         )
+    return lines + _missing_lines(record)
+
+
+def page_lines(record: Mapping[str, Any]) -> list[str]:
+    """The tables of the README, one for pictures and one for features: a line for each case, a column for each rival.
+
+    Ours in milliseconds, the others as times over ours with their spread over rounds.
+    """
+    lines: list[str] = []
+    for wants_adaptation in (False, True):
+        rows = [row for row in record["rows"] if (row["task"] == ADAPT) == wants_adaptation]
+        if not rows:
+            continue
+        names = list(dict.fromkeys(row["rival"] for row in rows))
+        lines += ["", f"| from, to | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        cases: dict[str, dict[str, str]] = {}
+        for row in rows:
+            cases.setdefault(_what(row), {})[row["rival"]] = _page_cell(row)
+        if not wants_adaptation:
+            spent = {row["rival"]: _cpu(row) for row in rows if (row["task"], row["size"]) == (ENCODE, 8)}
+            cases["CPU ms a picture, 8 at once"] = spent
+        most = {row["rival"]: 0.0 for row in rows}
+        for row in rows:
+            most[row["rival"]] = max(most[row["rival"]], row["resident_mb"])
+        cases["resident"] = {name: f"{size:,.0f} MB" for name, size in most.items()}
+        lines += [f"| {what} | {' | '.join(found.get(name, '–') for name in names)} |" for what, found in cases.items()]
+    return lines[1:] + _missing_lines(record)
+
+
+def _page_cell(row: Mapping[str, Any]) -> str:
+    if _is_ours(row):
+        return _ms(row["median_ms"])
+    low, high = row["ratio_spread"]
+    return f"**{_times(row['ratio'])}** ({_times(low)} to {_times(high)})"
+
+
+def _is_ours(row: Mapping[str, Any]) -> bool:
+    return row["rival"] in (OURS, f"{OURS}, CUDA")
+
+
+def _missing_lines(record: Mapping[str, Any]) -> list[str]:
+    """Who was not measured, and why."""
     missing: dict[str, list[str]] = {}
     for name, rival in record["rivals"].items():
         if rival["reason"]:
             missing.setdefault(rival["reason"], []).append(name)
-    if missing:
-        said = [f"{'; '.join(names)} ({reason})" for reason, names in missing.items()]
-        lines += ["", f"Not measured: {'; '.join(said)}."]
-    return lines
+    if not missing:
+        return []
+    said = [f"{'; '.join(names)} ({reason})" for reason, names in missing.items()]
+    return ["", f"Not measured: {'; '.join(said)}."]
 
 
 def _what(row: Mapping[str, Any]) -> str:

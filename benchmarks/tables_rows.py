@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rivals_report import table_lines
+from rivals_report import page_lines
 from tables_serving import serving_rows
 
 __all__ = ["PROSE", "TABLES", "cold_start", "end_to_end", "learn_proxies"]
@@ -113,7 +113,7 @@ TABLES: dict[str, Callable[[Record], list[str]]] = {
     "end_to_end": end_to_end,
     "cold_start": cold_start,
     "serving": serving_rows,
-    "rivals": table_lines,
+    "rivals": page_lines,
 }
 PROSE: dict[str, Callable[[Record], list[str]]] = {
     "learn_proxies": learn_proxies_prose,

@@ -333,6 +333,29 @@ def test_a_faster_rival_stands_in_the_table_as_it_is_and_a_missing_one_below_it(
     assert lines[-1] == 'Not measured: eager; compiled (torch is not installed; pip install ".[export]").'
 
 
+def test_the_page_has_a_line_a_case_and_a_column_a_rival():
+    from rivals_report import page_lines, rows_of
+
+    pictures = {"kpl-engine": [turn(30.0)], "OpenVINO": [turn(24.0, resident_mb=1234.0)]}
+    rows = rows_of("encode", 8, pictures) + rows_of("whole", 64, {"kpl-engine": [turn(1500.0)]})
+    rows += rows_of("adapt", [138, 768, 2], {"kpl-engine": [turn(0.5)], "PyTorch loop": [turn(250.0)]})
+    assert page_lines({"rows": rows, "rivals": {"open_clip": {"reason": "none"}}}) == [
+        "| from, to | kpl-engine | OpenVINO |",
+        "|---|---|---|",
+        "| pictures to features, 8 | 30 ms | **0.80x** (0.80x to 0.80x) |",
+        "| pictures to labels, 64 | 1,500 ms | – |",
+        "| CPU ms a picture, 8 at once | 4.0 | 4.0 |",
+        "| resident | 10 MB | 1,234 MB |",
+        "",
+        "| from, to | kpl-engine | PyTorch loop |",
+        "|---|---|---|",
+        "| features to labels, 138, 768, 2 | 0.5 ms | **500x** (500x to 500x) |",
+        "| resident | 10 MB | 10 MB |",
+        "",
+        "Not measured: open_clip (none).",
+    ]
+
+
 # The pages
 
 
