@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with every sub-command."""
     # Here and not above, so that `main` is there to answer a Ctrl-C while they load.
     from kpl_engine.cli import (
+        bench_command,
         build_command,
         classify_command,
         demo_command,
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     classify_command.add_parser(commands)
     eval_command.add_parser(commands)
     serve_command.add_parser(commands)
+    bench_command.add_parser(commands)
     doctor_command.add_parser(commands)
     return parser
 
