@@ -23,7 +23,7 @@ __all__ = ["Progress", "run_bench"]
 
 Progress = Callable[[str, float], None]
 _PART_S = 10.0  # of the stages and of the batch sizes, at most
-_COLD_STARTS = 5
+_COLD_STARTS = 9  # fewer have no interval
 
 
 def run_bench(settings: BenchSettings, path: Path, progress: Progress = lambda _what, _share: None) -> Result:

@@ -91,6 +91,23 @@ def test_timings_and_progress():
     assert got.timings_ms["encode"] <= got.timings_ms["total"]
 
 
+def test_one_picture_is_prepared_on_the_calling_thread(monkeypatch):
+    """Starting, feeding and ending a thread cost more than decoding a small picture."""
+    threads = []
+    original = pipeline.prepare_picture
+
+    def seen(*arguments):
+        threads.append(threading.current_thread())
+        return original(*arguments)
+
+    monkeypatch.setattr(pipeline, "prepare_picture", seen)
+    alone = encode_stream(pictures(1), FakeEncoder())
+    assert threads == [threading.current_thread()]
+    among = encode_stream(pictures(2), FakeEncoder())
+    assert threading.current_thread() not in threads[1:]
+    np.testing.assert_array_equal(alone.features[0], among.features[0])
+
+
 def test_notices_name_the_picture():
     import io
 
