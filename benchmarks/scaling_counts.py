@@ -1,0 +1,129 @@
+"""Work of each measured call, counted: bytes and flops by a written formula, and the exponents that follow from it.
+
+Letters of docs/method.md; ``m`` descriptions a class, ``b`` knowledge bases. Flops count a multiply-add as two. Bytes
+count each array once a pass over it, features in float32 (4 bytes) and what the solver keeps in float64 (8 bytes);
+what stays in a cache between passes is not taken off, so that a share of the copy's rate above 1 says *cached*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kpl_engine.solver import cost
+
+STEPS = 2000
+GREEDY = 20
+_PASSES = 4  # over X in the closed form: sums, matrix, and about two gradients
+
+
+class Size(NamedTuple):
+    """One point."""
+
+    n: int
+    d: int
+    c: int
+    m: int
+    b: int = 1
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counted work of one call."""
+
+    bytes: float
+    flops: float
+    exponentials: float
+    formula: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Exponents between which a curve should run, and why."""
+
+    low: float
+    high: float
+    reason: str
+
+
+def few_images(s: Size) -> bool:
+    """Whether a batch is answered by its text proxies: fewer than four images a class (method.md 5)."""
+    return s.n < 4 * s.c
+
+
+def closed_form_asked(s: Size) -> bool:
+    """Whether method.md 3c lets the closed form stand for the schedule, for features of mean length 0.9."""
+    return s.n >= 4 * s.c and 10.0 * 0.9 / (0.04 * s.c) >= 16
+
+
+def form(s: Size) -> str:
+    """The form of the schedule that the cost model chooses."""
+    return cost.choose_form("core", s.n, s.d, s.c, STEPS)
+
+
+def text(s: Size) -> Work:
+    """One mean over the images, one dot product a description, k of them averaged."""
+    numbers = s.n * s.d + s.c * s.m * s.d
+    return Work(4 * numbers, s.n * s.d + 2 * s.c * s.m * s.d, 0, "4(nd + cmd) bytes, nd + 2cmd flops")
+
+
+def labels(s: Size) -> Work:
+    """log-softmax, then 20 greedy steps on running marginals."""
+    formula = "8(3nc + 20(n + c)) bytes, 5nc + 40(n + c) flops, nc exponentials"
+    per_step = s.n + s.c
+    flops = 5 * s.n * s.c + 2 * GREEDY * per_step
+    return Work(8 * (3 * s.n * s.c + GREEDY * per_step), flops, s.n * s.c, formula)
+
+
+def schedule(s: Size) -> Work:
+    """2000 steps of the cheaper form; one of c columns follows from the others."""
+    exponentials = STEPS * s.n * max(s.c - 1, 1)
+    columns = max(s.c - 1, 1)
+    if form(s) == "dual":
+        once = s.n * s.n * s.d
+        formula = "2000(8n² + 32nc) + 4nd bytes, 2000·2n²(c-1) + n²d flops, 2000n(c-1) exponentials"
+        moved = STEPS * (8 * s.n * s.n + 32 * s.n * s.c) + 4 * s.n * s.d
+        return Work(moved, STEPS * 2 * s.n * s.n * columns + once, exponentials, formula)
+    formula = "2000(4nd + 16nc + 16cd) bytes, 2000·4nd(c-1) flops, 2000n(c-1) exponentials"
+    moved = STEPS * (4 * s.n * s.d + 16 * s.n * s.c + 16 * s.c * s.d)
+    return Work(moved, STEPS * 4 * s.n * s.d * columns, exponentials, formula)
+
+
+def auto(s: Size) -> Work:
+    """The closed form where its condition holds, else at most the schedule."""
+    if not closed_form_asked(s):
+        return schedule(s)
+    small, large = sorted((s.n, s.d))
+    flops = small * small * large + small**3 / 3 + 4 * _PASSES * s.n * s.d * s.c
+    formula = "4·4nd + 4 min(n,d)² bytes, min²·max + min³/3 + 16ndc flops (float32 matrix), 2nc exponentials"
+    return Work(4 * _PASSES * s.n * s.d + 4 * small * small, flops, 2 * s.n * s.c, formula)
+
+
+def batch(s: Size) -> Work:
+    """Text proxies, similarities, labels, proxies and the answer; without proxies where images are few."""
+    parts = [text(s), Work(4 * s.n * s.d, 4 * s.n * s.d * s.c, s.n * s.c, "+ 4nd bytes, 4ndc flops")]
+    parts += [] if few_images(s) else [labels(s), auto(s)]
+    return _total(parts)
+
+
+def frozen(s: Size) -> Work:
+    """Two products of the features with (d, c) columns, two softmaxes, and the evidence of each answer."""
+    evidence = Work(4 * s.c * s.m * s.d, 2 * s.n * s.m * s.d, 0, "+ 4cmd bytes, 2nmd flops (evidence)")
+    both = Work(8 * s.n * s.d, 4 * s.n * s.d * s.c, 2 * s.n * s.c, "8nd bytes, 4ndc flops, 2nc exponentials")
+    return _total([both, evidence])
+
+
+def each(s: Size) -> Work:
+    """`batch` once a knowledge base."""
+    one = batch(s)
+    return Work(s.b * one.bytes, s.b * one.flops, s.b * one.exponentials, f"b times ({one.formula})")
+
+
+def load(s: Size) -> Work:
+    """Embeddings read, hashed, checked for length."""
+    return Work(s.b * 3 * 4 * s.c * s.m * s.d, s.b * 2 * s.c * s.m * s.d, 0, "12bcmd bytes, 2bcmd flops")
+
+
+def _total(parts: list[Work]) -> Work:
+    moved, flops, exponentials = (sum(getattr(p, k) for p in parts) for k in ("bytes", "flops", "exponentials"))
+    return Work(moved, flops, exponentials, "; ".join(p.formula for p in parts))
