@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +44,13 @@ def cuts(x: Floats, y: Floats, most: int = 2) -> tuple[int, ...]:
     """Where a curve bends: indices of the first point of each straight piece but the first.
 
     All ways to cut the curve into up to ``most + 1`` pieces of `FEWEST` points or more are compared by Schwarz's
-    criterion, ``N ln(RSS / N + NOISE²) + p ln N`` with three parameters a cut (slope, height, place): a bend is told only
-    where it explains more than noise would.
+    criterion, ``N ln(RSS / N + NOISE²) + p ln N`` with three parameters a cut (slope, height, place): a bend is told
+    only where it explains more than noise would.
     """
     best: tuple[float, tuple[int, ...]] = (np.inf, ())
     for chosen in _ways(len(x), most):
         ends = (0, *chosen, len(x))
-        misfit = sum(line(x[a:b], y[a:b])[2] for a, b in zip(ends, ends[1:], strict=False))
+        misfit = sum(line(x[a:b], y[a:b])[2] for a, b in pairwise(ends))
         score = len(x) * np.log(misfit / len(x) + NOISE**2) + (2 + 3 * len(chosen)) * np.log(len(x))
         best = min(best, (float(score), chosen))
     return best[1]
@@ -81,12 +82,12 @@ def fit(xs: Sequence[float], runs: Sequence[Sequence[float]], seed: int = 0, res
         return []
     random = np.random.default_rng(seed)
     ends = (0, *cuts(x, y), len(x))
-    return [_piece(x[a:b], runs[a:b], random, resamples) for a, b in zip(ends, ends[1:], strict=False)]
+    return [_piece(x[a:b], runs[a:b], random, resamples) for a, b in pairwise(ends)]
 
 
 def _piece(x: Floats, runs: Sequence[Sequence[float]], random: np.random.Generator, resamples: int) -> Piece:
     y = np.array([np.median(each) for each in runs])
-    slope, shift, misfit = line(x, y)
+    slope, shift, _ = line(x, y)
     left = np.log(y) - shift - slope * np.log(x)
     # Residuals of a line through N points are too small by sqrt((N - 2) / N): two parameters were fitted to them.
     left = left * np.sqrt(len(x) / max(len(x) - 2, 1))
