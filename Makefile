@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 OLD_PYTHON = kpl-engine needs Python 3.10 or newer; name one with: make PYTHON=python3.12 ...
 
 .PHONY: help demo test lint types contracts check bench bench-full clean
-.PHONY: core-test core-sanitize core-aarch64 core-fuzz
+.PHONY: core-test core-sanitize core-aarch64 core-fuzz instructions
 .PHONY: grpc-proto
 .PHONY: cuda-compile cuda-bounds test-gpu bench-gpu
 
@@ -22,6 +22,7 @@ help:
 	@echo "make core-test      the native tests of the compiled core, for every instruction set of this machine"
 	@echo "make core-sanitize  the same under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer"
 	@echo "make core-fuzz      the tests of the core in Python, fuzz tests too, on a module built under the first two"
+	@echo "make instructions   instructions of the core and the server against the committed counts (Debian: valgrind)"
 	@echo "make core-aarch64   cross-compiled and emulated (Debian: g++-aarch64-linux-gnu qemu-user)"
 	@echo "make cuda-compile   nvcc compiles the GPU kernels for every architecture; registers and spills against their bounds"
 	@echo "make cuda-bounds    writes those bounds anew (kernels/bounds.json)"
@@ -89,6 +90,10 @@ build:
 
 core-test: | build
 	$(call run_native,core)
+
+# On the build of core-test. After a change that was meant: .venv-dev/bin/python benchmarks/instructions --update --because "..."
+instructions: .venv-dev/ready-$(TORCH) | build
+	.venv-dev/bin/python benchmarks/instructions --check
 
 # One build serves the native tests and the fuzz tests: compiling the kernels under sanitizers is what takes time.
 SANITIZED = -DKPL_CORE_SANITIZE=address$(COMMA)undefined -DCMAKE_BUILD_TYPE=RelWithDebInfo

@@ -8,16 +8,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import which
 
-__all__ = ["Count", "GuardError", "measure", "parse", "shorten"]
+__all__ = ["Count", "GuardError", "measure", "parse", "run", "shorten"]
 
 _MARKER = "getppid"  # callgrind writes its counts out at each call of it; a libc that is stripped has the name too
 # CPython's cache of methods is keyed by the addresses of names: which of them meet in one slot changes with any edit of
 # any module, and each time they do costs some 230 instructions here.
 _NOT_COUNTED = "find_name_in_mro"
 _KEPT = 12  # functions of a case
-_PATIENCE_S = 300
+_PATIENCE_S = 1200  # a hundred times what it takes: for what hangs, not for what is slow
 _OPTIONS = (
     "--tool=callgrind",
     f"--dump-before={_MARKER}",
@@ -59,24 +58,39 @@ def measure(
     GuardError
         The program failed, or the calls are not two a case.
     """
-    out = folder / "callgrind.out"
-    valgrind = which("valgrind")
-    if valgrind is None:
-        raise GuardError("valgrind is not installed (Debian: valgrind)")
-    line = [valgrind, *_OPTIONS, f"--callgrind-out-file={out}", *command, *cases]
-    try:
-        ran = subprocess.run(
-            line, env=dict(environment), cwd=folder, capture_output=True, text=True, check=False, timeout=_PATIENCE_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise GuardError(f"{' '.join(command)} under valgrind: no end after {_PATIENCE_S} s") from error
-    if ran.returncode != 0:
-        raise GuardError(f"{' '.join(command)} under valgrind: exit status {ran.returncode}\n{ran.stderr[-3000:]}")
+    options = [*_OPTIONS, f"--callgrind-out-file={folder / 'callgrind.out'}"]
+    told = run(["valgrind", *options, *command, *cases], environment, folder)
     num_parts = len(list(folder.glob("callgrind.out.*")))
     if num_parts != 2 * len(cases):
         raise GuardError(f"expected two calls of {_MARKER}() in each of {len(cases)} cases, got {num_parts} in all")
     parts = [(folder / f"callgrind.out.{2 * i}").read_text("utf-8", "replace") for i in range(1, len(cases) + 1)]
-    return [parse(part) for part in parts], ran.stdout.strip()
+    return [parse(part) for part in parts], told
+
+
+def run(command: Sequence[str], environment: Mapping[str, str], folder: Path | None = None) -> str:
+    """What ``command`` printed.
+
+    Raises
+    ------
+    GuardError
+        It is not there, failed, or took too long.
+    """
+    try:
+        ran = subprocess.run(
+            command,
+            env=dict(environment),
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PATIENCE_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GuardError(f"{' '.join(command)}: {error}") from error
+    if ran.returncode != 0:
+        output = f"{ran.stdout[-2000:]}{ran.stderr[-3000:]}"
+        raise GuardError(f"{' '.join(command)}: exit status {ran.returncode}\n{output}")
+    return ran.stdout.strip()
 
 
 def parse(text: str) -> Count:

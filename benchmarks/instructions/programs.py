@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 from instructions import toolchain
-from instructions.callgrind import GuardError, measure
+from instructions.callgrind import Count, measure, run
 from instructions.compare import Part
 
-__all__ = ["CORE_CASES", "SERVER_CASES", "count_core", "count_server", "trace_server"]
+__all__ = ["CORE_CASES", "SERVER_CASES", "Core", "Program", "Server"]
 
 ROOT = Path(__file__).parents[2]
 CORE_CASES = (
@@ -30,6 +29,7 @@ CORE_CASES = (
     "frozen_queries",
 )
 SERVER_CASES = ("one_image", "waiting_images", "encoded_images", "features", "crowd")
+# README.md has the spreads that these follow from.
 CORE_TOLERANCE = 0.002
 SERVER_TOLERANCE = 0.003
 # Nothing of the caller's environment reaches the programs: its size moves the stack, and its variables may mean things.
@@ -37,76 +37,81 @@ _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "LD_BIND_NOW": "1"}
 _CMAKE = ("-DKPL_CUDA=OFF", "-DKPL_CORE=ON", "-DKPL_CORE_MODULE=OFF", "-DKPL_CORE_TESTS=ON", "-DKPL_CORE_STRICT=ON")
 
 
-def count_core(build: Path) -> Part:
-    """The solver core, built in ``build`` as it is shipped; valgrind shows no AVX-512, so AVX2 is what counts.
+class Program(Protocol):
+    """What is counted."""
 
-    Raises
-    ------
-    GuardError
-        It does not build, or fails.
-    """
-    program = _build_core(build)
+    def toolchain(self) -> dict[str, str]:
+        """What its counts hold for, as far as it is known before the program ran."""
+
+    def count(self) -> Part:
+        """Its counts. `GuardError` where it cannot be built or fails."""
+
+    def trace(self, counted: Part) -> Part:
+        """``counted`` with what callgrind cannot see; costs another run."""
+
+
+class Core:
+    """The solver core, built in ``build`` as it is shipped; valgrind shows no AVX-512, so AVX2 is what counts."""
+
+    def __init__(self, build: Path) -> None:
+        self._build = build
+
+    def toolchain(self) -> dict[str, str]:
+        """See `Program`; configures the build."""
+        self._cmake("-S", str(ROOT), "-B", str(self._build), *_CMAKE)
+        return {**toolchain.libraries(), **toolchain.of_cmake(self._build)}
+
+    def count(self) -> Part:
+        """See `Program`."""
+        held_for = self.toolchain()
+        self._cmake("--build", str(self._build), "--target", "core_cases", "--parallel", str(os.cpu_count() or 1))
+        program = self._build / "kernels" / "cpu" / "instructions" / "core_cases"
+        counts, told = _measure([str(program)], CORE_CASES, _ENVIRONMENT)
+        return Part({**held_for, "instruction sets": told}, CORE_TOLERANCE, counts)
+
+    def trace(self, counted: Part) -> Part:
+        """See `Program`."""
+        return counted
+
+    def _cmake(self, *arguments: str) -> None:
+        flags = ("CXXFLAGS", "CPPFLAGS", "LDFLAGS")
+        run([toolchain.cmake(), *arguments], {name: value for name, value in os.environ.items() if name not in flags})
+
+
+class Server:
+    """The server's way of a request, in Python."""
+
+    def __init__(self) -> None:
+        # -S leaves out the import hook of an editable installation, which would find its own sources first.
+        self._command = [sys.executable, "-S", "-m", "instructions.turns"]
+        paths = [str(ROOT), str(ROOT / "benchmarks"), *(path for path in sys.path[1:] if Path(path).is_dir())]
+        self._environment = {
+            **_ENVIRONMENT,
+            "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+            "PYTHONHASHSEED": "0",
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def toolchain(self) -> dict[str, str]:
+        """See `Program`."""
+        return {**toolchain.libraries(), **toolchain.python()}
+
+    def count(self) -> Part:
+        """See `Program`."""
+        run([*self._command, "trace"], self._environment)  # so that compiled bytecode is there, and stays as it is
+        environment = {**self._environment, "PYTHONDONTWRITEBYTECODE": "1"}
+        counts, told = _measure([*self._command, "count"], SERVER_CASES, environment)
+        return Part({**self.toolchain(), "cpu features": told}, SERVER_TOLERANCE, counts)
+
+    def trace(self, counted: Part) -> Part:
+        """See `Program`: the bytecodes of each Python function."""
+        found = json.loads(run([*self._command, "trace", *SERVER_CASES], self._environment))
+        traced = {case: replace(count, python=found[case]) for case, count in counted.counts.items()}
+        return replace(counted, counts=traced)
+
+
+def _measure(command: Sequence[str], cases: Sequence[str], environment: dict[str, str]) -> tuple[dict[str, Count], str]:
     with tempfile.TemporaryDirectory(prefix="kpl-instructions-") as folder:
-        counts, told = measure([str(program)], CORE_CASES, _ENVIRONMENT, Path(folder))
-    held_for = {**toolchain.libraries(), **toolchain.of_cmake(build), "instruction sets": told}
-    return Part(held_for, CORE_TOLERANCE, dict(zip(CORE_CASES, counts, strict=True)))
-
-
-def count_server() -> Part:
-    """The server's way of a request.
-
-    Raises
-    ------
-    GuardError
-        It fails.
-    """
-    environment = _python_environment()
-    _run_python("trace", [], environment)  # the files of compiled bytecode are there or not, and stay so
-    command = [sys.executable, "-S", "-m", "instructions.turns", "count"]
-    with tempfile.TemporaryDirectory(prefix="kpl-instructions-") as folder:
-        counts, told = measure(command, SERVER_CASES, {**environment, "PYTHONDONTWRITEBYTECODE": "1"}, Path(folder))
-    held_for = {**toolchain.libraries(), **toolchain.python(), "cpu features": told}
-    return Part(held_for, SERVER_TOLERANCE, dict(zip(SERVER_CASES, counts, strict=True)))
-
-
-def trace_server(counted: Part) -> Part:
-    """``counted`` with the bytecodes of each Python function, which tell what callgrind cannot see."""
-    found = json.loads(_run_python("trace", SERVER_CASES, _python_environment()))
-    return replace(counted, counts={case: replace(counted.counts[case], python=found[case]) for case in counted.counts})
-
-
-def _build_core(build: Path) -> Path:
-    cmake = shutil.which("cmake") or shutil.which("cmake", path=str(Path(sys.executable).parent))
-    if cmake is None:
-        raise GuardError("CMake is not installed (Debian: cmake, or pip install cmake)")
-    environment = {name: value for name, value in os.environ.items() if name not in ("CXXFLAGS", "CPPFLAGS", "LDFLAGS")}
-    for command in (
-        [cmake, "-S", str(ROOT), "-B", str(build), *_CMAKE],
-        [cmake, "--build", str(build), "--target", "core_cases", "--parallel", str(os.cpu_count() or 1)],
-    ):
-        ran = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        if ran.returncode != 0:
-            raise GuardError(
-                f"{' '.join(command)}: exit status {ran.returncode}\n{ran.stdout[-2000:]}{ran.stderr[-2000:]}"
-            )
-    return build / "kernels" / "cpu" / "instructions" / "core_cases"
-
-
-def _python_environment() -> dict[str, str]:
-    # -S below leaves out the import hook of an editable installation, which would find its own sources first.
-    paths = [str(ROOT), str(ROOT / "benchmarks"), *(path for path in sys.path[1:] if Path(path).is_dir())]
-    return {
-        **_ENVIRONMENT,
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "PYTHONHASHSEED": "0",
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-
-
-def _run_python(mode: str, cases: Sequence[str], environment: Mapping[str, str]) -> str:
-    command = [sys.executable, "-S", "-m", "instructions.turns", mode, *cases]
-    ran = subprocess.run(command, env=dict(environment), capture_output=True, text=True, check=False, timeout=300)
-    if ran.returncode != 0:
-        raise GuardError(f"{' '.join(command)}: exit status {ran.returncode}\n{ran.stderr[-3000:]}")
-    return ran.stdout
+        counts, told = measure(command, cases, environment, Path(folder))
+    return dict(zip(cases, counts, strict=True)), told

@@ -5,14 +5,28 @@ from __future__ import annotations
 import os
 import platform
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import which
 
-from instructions.callgrind import GuardError
+from instructions.callgrind import run
 
-__all__ = ["compiler", "libraries", "of_cmake", "python"]
+__all__ = ["cmake", "compiler", "libraries", "missing", "of_cmake", "python"]
+
+
+def missing() -> str:
+    """Why nothing can be counted on this machine, or nothing."""
+    if which("valgrind") is None:
+        return "valgrind is not installed (Debian: valgrind)"
+    if not any(which(name) for name in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
+        return "there is no C++ compiler (Debian: g++)"
+    return "" if cmake() else "CMake is not installed (Debian: cmake)"
+
+
+def cmake() -> str:
+    """The system's, or the one of this Python's environment; empty where there is none."""
+    return which("cmake") or which("cmake", path=str(Path(sys.executable).parent)) or ""
 
 
 def of_cmake(build: Path) -> dict[str, str]:
@@ -54,8 +68,4 @@ def python() -> dict[str, str]:
 
 
 def _first_line(*command: str) -> str:
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"})
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise GuardError(f"{' '.join(command)}: {error}") from error
-    return ran.stdout.partition("\n")[0].strip()
+    return run(command, {**os.environ, "LC_ALL": "C"}).partition("\n")[0].strip()

@@ -58,24 +58,39 @@ def guard(monkeypatch):
 def counts(guard, tmp_path, monkeypatch):
     """Of a machine where both programs give the counts in ``found``, and the file they are compared with."""
     Count, Part = guard.callgrind.Count, guard.compare.Part
-    chain = {"compiler": "c++ 12", "valgrind": "3.19"}
+    chain = {"compiler": "c++ 12", "cpu": "AVX2"}  # the latter is known only when the program ran
     found = {
         "core": Part(chain, 0.002, {"dual": Count(1_000_000, {"dot": 900_000, "exp": 100_000})}),
-        "server": Part({"python": "3.11.7"}, 0.005, {"one": Count(50_000, {"eval": 40_000}, {"flow.enter": 700})}),
+        "server": Part(chain, 0.005, {"one": Count(50_000, {"eval": 40_000}, {"flow.enter": 700})}),
     }
     main = guard.command
+
+    class Program:
+        def __init__(self, name):
+            self.name, self.runs = name, 0
+
+        def toolchain(self):
+            return {"compiler": found[self.name].toolchain["compiler"]}
+
+        def count(self):
+            self.runs += 1
+            return found[self.name]
+
+        def trace(self, part):
+            return part
+
+    core, server = Program("core"), Program("server")
     monkeypatch.setattr(main, "COUNTS", tmp_path / "counts.json")
-    monkeypatch.setattr(main, "count_core", lambda build: found["core"])
-    monkeypatch.setattr(main, "count_server", lambda: found["server"])
-    monkeypatch.setattr(main, "trace_server", lambda part: part)
-    monkeypatch.setattr(main, "missing_tool", lambda: "")
+    monkeypatch.setattr(main, "Core", lambda build: core)
+    monkeypatch.setattr(main, "Server", lambda: server)
+    monkeypatch.setattr(guard.toolchain, "missing", lambda: "")
     monkeypatch.delenv("KPL_REQUIRE_GUARD", raising=False)
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["instructions", *arguments])
         return main.main()
 
-    return SimpleNamespace(found=found, run=run, path=tmp_path / "counts.json", main=main)
+    return SimpleNamespace(found=found, run=run, path=tmp_path / "counts.json", server=server)
 
 
 def grown(part, case, share):
@@ -185,27 +200,29 @@ def test_reasons_are_kept_latest_first_and_only_the_last_few(guard, counts):
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_another_toolchain_is_not_compared_and_says_what_differs(counts, capsys, monkeypatch, required):
+@pytest.mark.parametrize(("other", "runs"), [({"compiler": "c++ 13"}, 0), ({"cpu": "SSE2"}, 1), ({"libm": "new"}, 1)])
+def test_another_toolchain_is_not_compared_and_says_what_differs(counts, capsys, monkeypatch, required, other, runs):
     counts.run("--update", "--because", "first")
-    counts.found["server"] = replace(grown(counts.found["server"], "one", 0.5), toolchain={"python": "3.12.1"})
-    if required:
-        monkeypatch.setenv("KPL_REQUIRE_GUARD", "1")
+    part, counts.server.runs = counts.found["server"], 0
+    counts.found["server"] = replace(grown(part, "one", 0.5), toolchain={**part.toolchain, **other})
+    monkeypatch.setenv("KPL_REQUIRE_GUARD", "01"[required])
     assert counts.run("--check") == required
     said = capsys.readouterr().out
-    assert "NOT COMPARED: server: python: the counts hold for '3.11.7', here is '3.12.1'" in said
+    ((name, here),) = other.items()
+    before = part.toolchain.get(name, "none")
+    assert f"NOT COMPARED: server: {name}: the counts hold for {before!r}, here is {here!r}" in said
     assert "core: 1 counts as committed" in said
+    assert counts.server.runs == runs
     counts.found["core"] = grown(counts.found["core"], "dual", 0.05)
     assert counts.run("--check") == 1  # the part that can be compared is
 
 
 @pytest.mark.parametrize("required", [False, True])
-def test_a_machine_without_valgrind_says_so(counts, capsys, monkeypatch, required):
-    monkeypatch.undo()
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    monkeypatch.setattr(counts.main, "which", lambda name: None)
+def test_a_machine_without_valgrind_says_so(guard, capsys, monkeypatch, required):
+    monkeypatch.setattr(guard.toolchain, "which", lambda name, path=None: None)
     monkeypatch.setenv("KPL_REQUIRE_GUARD", "01"[required])
     monkeypatch.setattr(sys, "argv", ["instructions", "--check"])
-    assert counts.main.main() == required
+    assert guard.command.main() == required
     assert "NOT COMPARED: valgrind is not installed" in capsys.readouterr().out
 
 
