@@ -110,6 +110,12 @@ def test_a_part_of_callgrind_counts_each_instruction_once(guard):
     assert count.functions == {"avx2::outer": 107, "inner": 50, "residual<3>": 3}
 
 
+def test_misses_of_the_method_cache_are_left_out_with_what_they_call(guard):
+    count = guard.callgrind.parse(PART.replace("cfn=inner", "cfn=find_name_in_mro.constprop.0"))
+    assert count.instructions == 110
+    assert count.functions["avx2::outer"] == 107
+
+
 @pytest.mark.parametrize(
     "broken", [PART.replace("calls=3 0\n", ""), PART.replace("totals: 160", ""), "", "fn=x\n0 5\n"]
 )
@@ -175,8 +181,9 @@ def test_a_check_passes_where_nothing_changed_and_fails_with_the_way_out_where_i
 
 
 @pytest.mark.parametrize("reason", [[], ["--because", ""], ["--because", " \n "]])
-def test_an_update_without_a_reason_is_refused(counts, capsys, reason):
+def test_an_update_without_a_reason_is_refused_before_anything_runs(counts, capsys, reason):
     assert counts.run("--update", *reason) == 2
+    assert counts.server.runs == 0
     assert "expected a reason" in capsys.readouterr().err
     assert not counts.path.exists()
 
@@ -228,7 +235,13 @@ def test_a_machine_without_valgrind_says_so(guard, capsys, monkeypatch, required
 
 def test_a_file_of_another_format_is_refused(guard, tmp_path):
     path = tmp_path / "counts.json"
-    for text in ('{"format": 2}', "{}", "[]", "no JSON", '{"format": 1, "parts": {"core": {}}, "history": []}'):
+    for text in (
+        '{"format": 2, "parts": {}, "history": []}',
+        "{}",
+        "[]",
+        "no JSON",
+        '{"format": 1, "parts": {"core": {}}, "history": []}',
+    ):
         path.write_text(text)
         with pytest.raises(guard.callgrind.GuardError, match=r"counts\.json"):
             guard.store.load(path)
