@@ -7,8 +7,9 @@ Each axis is varied alone, the others at n = 662, d = 768, c = 2 (c = 10 along m
 an axis are timed in turns, one after the other over all points, and the medians are fitted in log-log with intervals
 by resampling (`scaling_fit.py`). A point that would take longer than ``--limit``, or more memory than there is, is
 predicted from its neighbour by the counted work (`scaling_counts.py`) and marked so; it takes no part in a fit. The
-shares of a point are the time its counted bytes and its counted flops take at least, at this machine's ceilings
-(`scaling_ceilings.py`), over the time measured: near 1 is all there is, and above 1 of bytes says that a cache held them. Every answer is held to the float64 reference before it is timed (`scaling_points.py`).
+shares of a point are the times its counted bytes and its counted flops take at least, at this machine's ceilings
+(`scaling_ceilings.py`), over the time measured; a share of bytes above 1 says that a cache held them. Every answer is
+held to the float64 reference before it is timed (`scaling_points.py`).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ os.environ["OPENBLAS_NUM_THREADS"] = str(THREADS)  # read when NumPy loads, henc
 
 import scaling_ceilings  # noqa: E402
 import scaling_fit  # noqa: E402
+import scaling_points  # noqa: E402
 from record import ROOT, machine_record, save  # noqa: E402
-from scaling_counts import Size  # noqa: E402
+from scaling_counts import Size, Work  # noqa: E402
 from scaling_expected import expected, regimes  # noqa: E402
 from scaling_memory import available_bytes, peak_bytes  # noqa: E402
 from scaling_picture import draw  # noqa: E402
@@ -59,7 +61,7 @@ class Point:
     x: int
     size: Size
     regime: str
-    counted: dict[str, Any]
+    counted: Work
     ceiling_s: float
     status: str = "measured"  # or "predicted: why"
     seconds: float = 0.0
@@ -69,6 +71,11 @@ class Point:
     checked_on: str = ""
     wrong: str = ""
     memory: dict[str, int] | None = None
+
+    @property
+    def path(self) -> str:
+        """The regime without its counts."""
+        return ", ".join(self.regime.split(", ")[:2])
 
     @property
     def is_measured(self) -> bool:
@@ -84,8 +91,8 @@ def make_points(axis: str, values: tuple[int, ...], ceilings: scaling_ceilings.C
         size = default._replace(**{axis: x})
         for name in names:
             work = WORK[name](size)
-            least = ceilings.seconds(work.bytes, work.flops, work.exponentials)
-            points.append(Point(name, axis, x, size, regimes(name, size), asdict(work), least))
+            least = ceilings.seconds(work)
+            points.append(Point(name, axis, x, size, regimes(name, size), work, least))
     return points
 
 
@@ -100,8 +107,9 @@ def input_bytes(size: Size) -> int:
 
 def why_not(point: Point, before: Point | None, limit_s: float) -> str:
     """Why a point is predicted instead of measured, or nothing; sets its predicted time."""
-    # Until a neighbour says more, four times the ceiling: what the first measured shares were like.
-    ratio = before.seconds / before.ceiling_s if before else 4.0
+    # Where no neighbour on the same path says more: shares of a third of a ceiling are the rule for large sizes.
+    is_alike = before is not None and before.path == point.path
+    ratio = before.seconds / before.ceiling_s if before is not None and is_alike else 3.0
     point.seconds = point.ceiling_s * ratio
     needed, there = input_bytes(point.size), available_bytes()
     if needed > _HEADROOM * there:
@@ -111,10 +119,11 @@ def why_not(point: Point, before: Point | None, limit_s: float) -> str:
     return ""
 
 
-def scout(points: list[Point], limit_s: float, folder: Path) -> dict[int, Call]:
+def scout(points: list[Point], limit_s: float, folder: Path, ceilings: scaling_ceilings.Ceilings) -> dict[int, Call]:
     """Make, check and run each call once; what would take too long is predicted."""
     calls: dict[int, Call] = {}
     last: dict[str, Point] = {}
+    beside: dict[int, Any] = {}
     for index, point in enumerate(points):
         reason = why_not(point, last.get(point.call), limit_s)
         if reason:
@@ -123,8 +132,9 @@ def scout(points: list[Point], limit_s: float, folder: Path) -> dict[int, Call]:
         call = make_call(point.call, point.size, folder)
         point.checked_on, point.wrong = call.checked_on, call.check()
         start = time.perf_counter()
-        call.run()
+        result = call.run()
         point.seconds = time.perf_counter() - start
+        count_steps(point, result, beside, ceilings)
         calls[index], last[point.call] = call, point
     inputs.cache_clear()
     return calls
@@ -168,9 +178,22 @@ def curves(points: list[Point]) -> list[dict[str, Any]]:
 
 def share_out(point: Point, ceilings: scaling_ceilings.Ceilings) -> None:
     """The shares of a point in the copy's rate and in the product's."""
-    work = point.counted
-    point.share_bytes = ceilings.seconds(work["bytes"], 0) / point.seconds
-    point.share_flops = ceilings.seconds(0, work["flops"], work["exponentials"]) / point.seconds
+    point.share_bytes = ceilings.moving(point.counted) / point.seconds
+    point.share_flops = ceilings.computing(point.counted) / point.seconds
+
+
+def count_steps(point: Point, result: Any, beside: dict[int, Any], ceilings: scaling_ceilings.Ceilings) -> None:
+    """Count the steps that were taken, and say which path: a schedule may end early, a closed form be refused."""
+    if point.call in ("schedule", "auto"):
+        beside[point.x] = result
+    took = beside.get(point.x)
+    if took is None or point.call not in ("schedule", "auto", "classify batch") or "text" in point.regime:
+        return
+    point.regime = f"{took.solver.replace('_', ' ')}, {took.form}, {took.iterations} steps"
+    if took.solver == "closed_form":
+        point.regime = f"closed form, n {'<' if point.size.n < point.size.d else '>='} d, {took.iterations} corrections"
+    point.counted = WORK[point.call](point.size, took.iterations)
+    point.ceiling_s = ceilings.seconds(point.counted)
 
 
 def measure_axis(axis: str, args: argparse.Namespace, ceilings: scaling_ceilings.Ceilings) -> list[Point]:
@@ -178,7 +201,7 @@ def measure_axis(axis: str, args: argparse.Namespace, ceilings: scaling_ceilings
     values = QUICK[axis] if args.quick else AXES[axis][1]
     points = make_points(axis, args.values or values, ceilings)
     with tempfile.TemporaryDirectory(prefix="kpl-scaling-") as folder:
-        calls = scout(points, args.limit, Path(folder))
+        calls = scout(points, args.limit, Path(folder), ceilings)
         take_turns(points, calls, args.rounds)
     for index, point in enumerate(points):
         share_out(point, ceilings)
@@ -190,9 +213,8 @@ def measure_axis(axis: str, args: argparse.Namespace, ceilings: scaling_ceilings
 
 def show(points: list[Point], fits: list[dict[str, Any]]) -> None:
     """The terminal tables of one axis."""
-    print(
-        f"{'call':>16} {'size':>9} {'median ms':>11} {'bytes':>6} {'flops':>6} {'added MiB':>10} {'held MiB':>9}  path, status"
-    )
+    head = f"{'call':>16} {'size':>9} {'median ms':>11} {'bytes':>6} {'flops':>6} {'added MiB':>10} {'held MiB':>9}"
+    print(f"{head}  path, status")
     for point in points:
         values = ", ".join(f"{key}={value}" for key, value in point.size._asdict().items() if key == point.axis)
         memory = point.memory or {}
@@ -236,6 +258,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     """0 if every measured answer was right, else 1."""
     args = arguments(words)
+    if args.quick:
+        scaling_points.CHECKED = 30_000  # 2000 reference steps in a tenth of a second
     load, ceilings = os.getloadavg(), scaling_ceilings.measure(THREADS)
     print(f"{cpu.describe()}; {THREADS} threads; copy {ceilings.copy_bytes / 1e9:.1f} GB/s, ", end="")
     print(

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
 import numpy as np
+from scaling_counts import Work
 
 from kpl_engine.solver import cpu
 
@@ -26,10 +27,18 @@ class Ceilings:
     float64_flops: float
     exponentials: float | None  # of the compiled core; None where it is not installed
 
-    def seconds(self, bytes_moved: float, flops: float, exponentials: float = 0.0) -> float:
-        """The least time that this work can take: its slowest part alone; arithmetic counts as float64."""
-        rest = exponentials / self.exponentials if self.exponentials else 0.0
-        return max(bytes_moved / self.copy_bytes, flops / self.float64_flops + rest)
+    def moving(self, work: Work) -> float:
+        """The least seconds in which the counted bytes can be copied."""
+        return work.bytes / self.copy_bytes
+
+    def computing(self, work: Work) -> float:
+        """The least seconds of the counted flops at the rates of products, and of the exponentials at theirs."""
+        rest = work.exponentials / self.exponentials if self.exponentials else 0.0
+        return work.flops / self.float64_flops + work.flops32 / self.float32_flops + rest
+
+    def seconds(self, work: Work) -> float:
+        """The least time of this work: bytes move while the processor computes."""
+        return max(self.moving(work), self.computing(work))
 
     def record(self) -> dict[str, float | None]:
         """For a result file."""

@@ -15,10 +15,11 @@ from kpl_engine.solver import cost
 STEPS = 2000
 CACHE = 32 << 20  # bytes that a last-level cache keeps from step to step; 32 MiB on the machines of the results
 GREEDY = 20
+CORRECTIONS = 5  # at most, of a closed form
 _PASSES = 4  # over X in the closed form: sums, matrix, and about two gradients
 
 
-_R = "r = 2000, or 1 where the bytes of a step fit the cache"
+_R = "t steps taken; r = t, or 1 where the bytes of a step fit the cache"
 
 
 class Size(NamedTuple):
@@ -39,6 +40,7 @@ class Work:
     flops: float
     exponentials: float
     formula: str
+    flops32: float = 0.0  # of float32 arithmetic, at the rate of its own products
 
 
 @dataclass(frozen=True)
@@ -79,40 +81,44 @@ def labels(s: Size) -> Work:
     return Work(8 * (3 * s.n * s.c + GREEDY * per_step), flops, s.n * s.c, formula)
 
 
-def _reads(size: float) -> int:
-    return STEPS if size > CACHE else 1
+def _reads(size: float, steps: int) -> int:
+    return steps if size > CACHE else 1
 
 
-def schedule(s: Size) -> Work:
-    """2000 steps of the cheaper form; one of c columns follows from the others."""
-    exponentials = STEPS * s.n * max(s.c - 1, 1)
+def schedule(s: Size, steps: int = STEPS) -> Work:
+    """The steps taken of the cheaper form; one of c columns follows from the others."""
+    exponentials = steps * s.n * max(s.c - 1, 1)
     columns = max(s.c - 1, 1)
     if form(s) == "dual":
         once = s.n * s.n * s.d
-        formula = "r(8n² + 32nc) + 4nd bytes, 2000·2n²(c-1) + n²d flops, 2000n(c-1) exponentials; "
+        formula = "r(8n² + 32nc) + 4nd bytes, t·2n²(c-1) + n²d flops, tn(c-1) exponentials; "
         once_a_step = 8 * s.n * s.n + 32 * s.n * s.c
-        moved = _reads(once_a_step) * once_a_step + 4 * s.n * s.d
-        return Work(moved, STEPS * 2 * s.n * s.n * columns + once, exponentials, formula + _R)
-    formula = "r(4nd + 16nc + 16cd) bytes, 2000·4nd(c-1) flops, 2000n(c-1) exponentials; "
+        moved = _reads(once_a_step, steps) * once_a_step + 4 * s.n * s.d
+        return Work(moved, steps * 2 * s.n * s.n * columns + once, exponentials, formula + _R)
+    formula = "r(4nd + 16nc + 16cd) bytes, t·4nd(c-1) flops, tn(c-1) exponentials; "
     once_a_step = 4 * s.n * s.d + 16 * s.n * s.c + 16 * s.c * s.d
-    moved = _reads(once_a_step) * once_a_step
-    return Work(moved, STEPS * 4 * s.n * s.d * columns, exponentials, formula + _R)
+    moved = _reads(once_a_step, steps) * once_a_step
+    return Work(moved, steps * 4 * s.n * s.d * columns, exponentials, formula + _R)
 
 
-def auto(s: Size) -> Work:
-    """The closed form where its condition holds, else at most the schedule."""
-    if not closed_form_asked(s):
-        return schedule(s)
+def auto(s: Size, steps: int | None = None) -> Work:
+    """The closed form where its condition holds, else the schedule; ``steps`` says which of them answered.
+
+    None: as the condition says. 0 steps or a few are the corrections of a closed form, more are a schedule's.
+    """
+    is_closed = closed_form_asked(s) if steps is None else steps <= CORRECTIONS
+    if not is_closed:
+        return schedule(s, STEPS if steps is None else steps)
     small, large = sorted((s.n, s.d))
-    flops = small * small * large + small**3 / 3 + 4 * _PASSES * s.n * s.d * s.c
-    formula = "4·4nd + 4 min(n,d)² bytes, min²·max + min³/3 + 16ndc flops (float32 matrix), 2nc exponentials"
-    return Work(4 * _PASSES * s.n * s.d + 4 * small * small, flops, 2 * s.n * s.c, formula)
+    formula = "4·4nd + 4 min(n,d)² bytes, 16ndc flops and min²·max + min³/3 in float32, 2nc exponentials"
+    moved = 4 * _PASSES * s.n * s.d + 4 * small * small
+    return Work(moved, 4 * _PASSES * s.n * s.d * s.c, 2 * s.n * s.c, formula, small * small * large + small**3 / 3)
 
 
-def batch(s: Size) -> Work:
+def batch(s: Size, steps: int | None = None) -> Work:
     """Text proxies, similarities, labels, proxies and the answer; without proxies where images are few."""
     parts = [text(s), Work(4 * s.n * s.d, 4 * s.n * s.d * s.c, s.n * s.c, "+ 4nd bytes, 4ndc flops")]
-    parts += [] if few_images(s) else [labels(s), auto(s)]
+    parts += [] if few_images(s) else [labels(s), auto(s, steps)]
     return _total(parts)
 
 
@@ -123,10 +129,10 @@ def frozen(s: Size) -> Work:
     return _total([both, evidence])
 
 
-def each(s: Size) -> Work:
+def each(s: Size, steps: int | None = None) -> Work:
     """`batch` once a knowledge base."""
-    one = batch(s)
-    return Work(s.b * one.bytes, s.b * one.flops, s.b * one.exponentials, f"b times ({one.formula})")
+    one = batch(s, steps)
+    return Work(s.b * one.bytes, s.b * one.flops, s.b * one.exponentials, f"b times ({one.formula})", s.b * one.flops32)
 
 
 def load(s: Size) -> Work:
@@ -135,5 +141,7 @@ def load(s: Size) -> Work:
 
 
 def _total(parts: list[Work]) -> Work:
-    moved, flops, exponentials = (sum(getattr(p, k) for p in parts) for k in ("bytes", "flops", "exponentials"))
-    return Work(moved, flops, exponentials, "; ".join(p.formula for p in parts))
+    moved, flops, exponentials, flops32 = (
+        sum(getattr(part, name) for part in parts) for name in ("bytes", "flops", "exponentials", "flops32")
+    )
+    return Work(moved, flops, exponentials, "; ".join(part.formula for part in parts), flops32)
