@@ -117,16 +117,15 @@ def auto(s: Size, steps: int | None = None) -> Work:
 
 def batch(s: Size, steps: int | None = None) -> Work:
     """Text proxies, similarities, labels, proxies and the answer; without proxies where images are few."""
-    parts = [text(s), Work(4 * s.n * s.d, 4 * s.n * s.d * s.c, s.n * s.c, "+ 4nd bytes, 4ndc flops")]
+    parts = [text(s), Work(4 * s.n * s.d, 4 * s.n * s.d * s.c, s.n * s.c, "+ 4nd bytes, 4ndc flops"), _evidence(s)]
     parts += [] if few_images(s) else [labels(s), auto(s, steps)]
     return _total(parts)
 
 
 def frozen(s: Size) -> Work:
     """Two products of the features with (d, c) columns, two softmaxes, and the evidence of each answer."""
-    evidence = Work(4 * s.c * s.m * s.d, 2 * s.n * s.m * s.d, 0, "+ 4cmd bytes, 2nmd flops (evidence)")
     both = Work(8 * s.n * s.d, 4 * s.n * s.d * s.c, 2 * s.n * s.c, "8nd bytes, 4ndc flops, 2nc exponentials")
-    return _total([both, evidence])
+    return _total([both, _evidence(s)])
 
 
 def each(s: Size, steps: int | None = None) -> Work:
@@ -138,6 +137,12 @@ def each(s: Size, steps: int | None = None) -> Work:
 def load(s: Size) -> Work:
     """Embeddings read, hashed, checked for length."""
     return Work(s.b * 3 * 4 * s.c * s.m * s.d, s.b * 2 * s.c * s.m * s.d, 0, "12bcmd bytes, 2bcmd flops")
+
+
+def _evidence(s: Size) -> Work:
+    """Each image against the m descriptions of its class, and (n, m) float64 cosines that are sorted whole."""
+    formula = "+ 4cmd + 16nm bytes, 2nmd flops (evidence)"
+    return Work(4 * s.c * s.m * s.d + 16 * s.n * s.m, 2 * s.n * s.m * s.d, 0, formula)
 
 
 def _total(parts: list[Work]) -> Work:

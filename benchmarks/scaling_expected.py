@@ -28,11 +28,14 @@ _REASONS = {
     ): "that of its parts: text proxies, products, labels, closed form; text proxies below n = 4c",
     ("classify batch", "c"): "that of its parts; back to products of n d c at c > n/4, which the text proxies answer",
     ("classify batch", "d"): "that of its parts: the closed form's matrix for few classes",
-    ("classify batch", "m"): "0 while cmd stays below the closed form's matrix, 1 beyond; never times n",
+    (
+        "classify batch",
+        "m",
+    ): "0 while nmd stays below the closed form's n²d, 1 beyond: evidence compares an image with m descriptions",
     ("classify frozen", "n"): "1: products of n rows with (d, c), no row with another",
     ("classify frozen", "c"): "1: products of n rows with (d, c)",
     ("classify frozen", "d"): "1: products of n rows with (d, c)",
-    ("classify frozen", "m"): "0 to 1: evidence compares an image with the m descriptions of its class",
+    ("classify frozen", "m"): "1 for m > c: evidence compares an image with the m descriptions of its class",
     ("classify each", "b"): "1: features are encoded once, answered once a base",
     ("load", "b"): "1: bytes read, hashed and checked once a base",
 }

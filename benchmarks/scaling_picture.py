@@ -26,15 +26,16 @@ def draw(record: dict[str, Any]) -> str:
     """The whole picture as SVG; ``record`` is that of scaling.py."""
     axes = list(dict.fromkeys(point["axis"] for point in record["points"]))
     calls = list(dict.fromkeys(point["call"] for point in record["points"]))
-    panels = []
-    for row, call in enumerate(calls):
-        for column, axis in enumerate(axes):
+    panels, rows = [], 0
+    for column, axis in enumerate(axes):
+        mine = [call for call in calls if any(p["call"] == call and p["axis"] == axis for p in record["points"])]
+        rows = max(rows, len(mine))
+        for row, call in enumerate(mine):  # an axis with few calls leaves no holes above them
             points = [p for p in record["points"] if p["call"] == call and p["axis"] == axis]
             fits = [f for f in record["fits"] if f["call"] == call and f["axis"] == axis]
-            if points:
-                place = f"translate({column * _WIDTH + 8},{row * _HEIGHT + _HEAD})"
-                panels.append(f'<g transform="{place}">{_panel(call, axis, points, fits)}</g>')
-    width, height = max(len(axes) * _WIDTH, 720) + 16, len(calls) * _HEIGHT + _HEAD + 8
+            place = f"translate({column * _WIDTH + 8},{row * _HEIGHT + _HEAD})"
+            panels.append(f'<g transform="{place}">{_panel(call, axis, points, fits)}</g>')
+    width, height = max(len(axes) * _WIDTH, 720) + 16, rows * _HEIGHT + _HEAD + 8
     about = f"{record['cpu']}, {record['threads']} threads, {record['date'][:10]}, commit {record['commit']}"
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '

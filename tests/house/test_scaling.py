@@ -19,7 +19,7 @@ def scaling(monkeypatch):
     import scaling
 
     # A width that is quick to draw, and no waiting for the threads of OpenBLAS: nothing here is about speed.
-    small = scaling.Size(20, 48, 2, 6)
+    small = scaling.Size(20, 48, 2, 12)
     monkeypatch.setattr(scaling, "AXES", {axis: (small, *rest) for axis, (_, *rest) in scaling.AXES.items()})
     monkeypatch.setattr(scaling, "_PAUSE_S", 0.0)
     return scaling
@@ -94,6 +94,7 @@ def test_counts_follow_their_formulas(scaling):
     assert counts.schedule(size, 10).flops == 10 * 2 * 100 * 100 * 3 + 100 * 100 * 64
     wide = size._replace(n=4000)
     assert counts.schedule(wide, 10).flops == 10 * 4 * 4000 * 64 * 3
+    assert counts.batch(size, 3).flops - counts.batch(size._replace(m=6), 3).flops == (2 * 4 + 2 * 100) * 64
     assert counts.auto(size, 3).flops32 > 0 == counts.auto(size, 300).flops32
     assert counts.each(size._replace(b=5), 3).bytes == 5 * counts.batch(size, 3).bytes
 
