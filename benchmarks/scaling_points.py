@@ -233,7 +233,7 @@ CALLS: dict[str, Callable[[Size, Path | None], Call]] = {
     "classify each": _each,
     "load": _load,
 }
-WORK: dict[str, Callable[[Size], counts.Work]] = {
+WORK: dict[str, Callable[..., counts.Work]] = {
     "text proxies": counts.text,
     "labels": counts.labels,
     "schedule": counts.schedule,

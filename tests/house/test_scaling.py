@@ -71,6 +71,14 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(fit):
     assert inside >= 45
 
 
+def test_the_interval_covers_a_misfit_that_the_runs_do_not_show(fit):
+    x = np.geomspace(10, 200, 5)
+    curve = x * np.array([1.0, 1.2, 1.0, 1.2, 1.0])  # five points have no room for a bend
+    (piece,) = fit(x, runs_of(curve, 0.0, seed=0))
+    # Residuals of 0.1 over ln x with a standard deviation of 1.06 leave a slope uncertain by about 0.04.
+    assert 0.05 < piece.high - piece.low < 0.4
+
+
 def test_what_leaves_the_expected_exponent_is_told(scaling):
     piece = scaling.scaling_fit.Piece(1, 100, 2.0, 1.0, 1.95, 2.05)
     assert scaling.scaling_fit.leaves(piece, (0.9, 1.1))
@@ -82,6 +90,8 @@ def test_ceilings_are_rates_that_a_machine_has(scaling):
     # From a slow single-board computer to the fastest processors of today, with a decade to spare.
     assert 1e8 < found.copy_bytes < 1e13
     assert 1e8 < found.float64_flops < 1e14
+    if core := scaling.cpu.core():  # a core's own loop of multiply-adds, of two flops, with room for neighbours
+        assert found.float64_flops < 8 * 2 * core.measure_multiply_adds() * scaling.os.cpu_count()
     assert found.float32_flops > 0.7 * found.float64_flops
     work = scaling.Work(found.copy_bytes, 3 * found.float64_flops, 0.0, "")
     assert found.moving(work) == pytest.approx(1.0)
