@@ -43,7 +43,9 @@ def find_peak(
     with tempfile.TemporaryDirectory(prefix="kpl-bench-") as folder:
         job = Job(settings, None, Path(folder))
         with start(job) as child:
-            capacity = float(_wait_for(child, "capacity", progress)["qps"])
+            told = _wait_for(child, "capacity", progress)
+            # One query alone already takes longer: the first rate is told, and lower ones could only say the same.
+            is_hopeless = float(told["alone_ms"]) > settings.latency_bound_ms
 
             def probe(rate: float) -> bool:
                 child.tell(repr(rate))
@@ -52,19 +54,20 @@ def find_peak(
                 on_probe(found)
                 return found["keeps_bound"]
 
-            peak = search(probe, _FIRST_SHARE * capacity)
+            peak = search(probe, _FIRST_SHARE * float(told["qps"]), 1 if is_hopeless else _MOST_STEPS)
     return peak, probes
 
 
-def search(probe: Callable[[float], bool], first: float) -> float | None:
+def search(probe: Callable[[float], bool], first: float, most_steps: int = _MOST_STEPS) -> float | None:
     """The highest rate that ``probe`` said yes to, known to 5 %: bracketed by factors of 1.4, then bisected.
 
-    None where even ``first`` / 50 was too much. ``first`` x 50 is as high as it looks.
+    None where even ``first`` / 50 was too much. ``first`` x 50 is as high as it looks. ``most_steps`` ends the
+    bracketing earlier.
     """
     low: float | None = None
     high: float | None = None
     rate = first
-    for _ in range(_MOST_STEPS):
+    for _ in range(most_steps):
         if probe(rate):
             low = rate
             if high is not None:

@@ -168,7 +168,7 @@ def _probe(job: Job, channel: Channel) -> None:
     if warm is None:
         raise KplError("the answers before the search for the peak differ from the float64 reference")
     _, capacity = _capacity(session)
-    channel.send("capacity", qps=capacity)
+    channel.send("capacity", qps=capacity, alone_ms=min(warm.calls_ms))
     while line := channel.read():
         _one_probe(job, session, channel, float(line))
 

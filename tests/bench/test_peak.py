@@ -45,18 +45,18 @@ job = json.loads(sys.stdin.readline())
 def say(**fields):
     print(json.dumps(fields), flush=True)
 say(kind="progress", what="peak: loading", share=0.0)
-say(kind="capacity", qps=100.0)
+say(kind="capacity", qps=100.0, alone_ms={alone_ms})
 for line in sys.stdin:
     rate = float(line)
     if {fails_after} is not None and rate > {fails_after}:
         {failure}
     say(kind="alive")
-    say(kind="probe", record={{"target_qps": rate, "keeps_bound": rate <= 90.0}})
+    say(kind="probe", record={{"target_qps": rate, "keeps_bound": rate <= {peak}}})
 """
 
 
-def starting(fails_after=None, failure=""):
-    program = CHILD.format(fails_after=fails_after, failure=failure or "pass")
+def starting(fails_after=None, failure="", alone_ms=1.0, peak=90.0):
+    program = CHILD.format(fails_after=fails_after, failure=failure or "pass", alone_ms=alone_ms, peak=peak)
     return lambda job: Child(job, ("-c", program))
 
 
@@ -70,6 +70,16 @@ def test_probes_are_handed_out_as_they_come():
     assert probes[0]["target_qps"] == pytest.approx(70.0)
     assert max(probe["target_qps"] for probe in probes if probe["keeps_bound"]) == best
     assert told == [("peak: loading", 0.0)]
+
+
+def test_a_query_that_is_too_slow_alone_is_tried_at_one_rate():
+    """Twelve rates of up to a minute each would say what the first one says."""
+    settings = BenchSettings(demo_bundle(), latency_bound_ms=15.0)
+    best, probes = find_peak(settings, lambda _: None, start=starting(alone_ms=15.1, peak=0.0))
+    assert best is None
+    assert len(probes) == 1
+    _, probes = find_peak(settings, lambda _: None, start=starting(alone_ms=14.9, peak=0.0))
+    assert len(probes) == 12
 
 
 @pytest.mark.parametrize(
